@@ -87,22 +87,14 @@ class TaskError(Value):
 class PostgresLocation(Value):
     """A document in the `result_documents` table."""
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", serialize_by_alias=True, validate_by_name=True)
+    model_config = ConfigDict(serialize_by_alias=True, validate_by_name=True)
 
     type: Literal["postgres"] = Field(default="postgres", alias="$type")
     key: str
 
 
-class FilesystemLocation(Value):
-    """A document in a file below the results folder."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", serialize_by_alias=True, validate_by_name=True)
-
-    type: Literal["filesystem"] = Field(default="filesystem", alias="$type")
-    key: str
-
-
-ResultLocation = Annotated[PostgresLocation | FilesystemLocation, Field(discriminator="type")]
+ResultLocation = PostgresLocation
+"""Tagged by `$type`: becomes a union when a second kind of store comes; what is written today stays readable."""
 
 
 class ResultReference(Value):

@@ -1,0 +1,82 @@
+"""The bus: every queue name of the program, and what its parts may expect of a transport.
+
+Promises, held by `tests/contract/test_bus.py` for RabbitMQ, Redis streams and the in-memory twin alike:
+
+- **Confirmed.** `publish` returns when the message is stored in a queue that exists, else it raises `BusUnavailable`.
+- **At least once.** A delivery that was not acknowledged comes again, with a higher `delivery_count`.
+- **From the start.** What was published before any consumer existed is delivered.
+- **Bounded.** At most `in_hand_max` deliveries of an inbox are in hand.
+
+Order is promised by nobody: readers go by position, version and attempt.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from events.facts import Priority, Service
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """A named place where messages wait. `exchange` is set where copies of published facts arrive."""
+
+    name: str
+    exchange: str | None = None
+
+
+EVENTS_EXCHANGE = "lookup.events"
+
+COMMANDS: Mapping[tuple[Service, Priority], Queue] = {
+    (service, priority): Queue(f"lookup.commands.{service.value}.{priority.value}")
+    for service in Service
+    for priority in Priority
+}
+OUTCOMES = Queue("lookup.outcomes")
+FACTS = Queue("lookup.events.projector", exchange=EVENTS_EXCHANGE)
+DEAD_LETTERS = Queue("lookup.dead-letters")
+
+ALL_QUEUES: tuple[Queue, ...] = (*COMMANDS.values(), OUTCOMES, FACTS, DEAD_LETTERS)
+
+
+class BusUnavailable(Exception):  # noqa: N818 - a state, in the field's words
+    """The broker did not confirm. The message may or may not be there: publish it again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One message as it was handed out. `delivery_count` is 1 the first time; `token` is the transport's own."""
+
+    body: bytes
+    headers: Mapping[str, str]
+    delivery_count: int
+    token: object = field(repr=False)
+
+
+class Inbox(Protocol):
+    """One reader's end of a queue."""
+
+    async def take(self, limit: int) -> list[Delivery]:
+        """Wait for at least one delivery, then give what is there, at most `limit`."""
+
+    async def ack(self, deliveries: Sequence[Delivery]) -> None:
+        """These are done with. Losing an acknowledgement means a second delivery, never a lost one."""
+
+
+class Bus(Protocol):
+    """A transport. `subscribe` before `start`; nothing is read earlier."""
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None:
+        """Stop reading and close. What is in hand and not acknowledged is delivered again, to somebody."""
+
+    async def publish(self, queue: Queue, body: bytes, headers: Mapping[str, str] | None = None) -> None:
+        """Store one message; returns when the broker has confirmed it. Raises `BusUnavailable`."""
+
+    def subscribe(self, queue: Queue, *, in_hand_max: int) -> Inbox: ...
+
+    async def read_epoch(self) -> str | None:
+        """The marker that the relay left in the broker, None when the broker has lost it, and with it who knows what."""
+
+    async def write_epoch(self, epoch: str) -> None: ...

@@ -1,0 +1,43 @@
+"""Every fact ever written: its name in the log, its current version, and how older versions become the current one.
+
+A topic in the log or on the broker resolves to this table only, never by importing a name that somebody else wrote.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from events import facts
+from events.facts import Fact
+
+VERSIONS: Mapping[type[Fact], int] = {
+    facts.JobSubmitted: 1,
+    facts.TasksDispatched: 1,
+    facts.TaskCompleted: 1,
+    facts.TaskFailed: 1,
+    facts.TaskTimedOut: 1,
+    facts.TaskSkipped: 1,
+    facts.TaskDeferred: 1,
+    facts.JobCompleted: 1,
+    facts.JobFailed: 1,
+    facts.JobCancelled: 1,
+    facts.IdempotencyKeyClaimed: 1,
+}
+
+Upcaster = Callable[[dict[str, Any]], dict[str, Any]]
+UPCASTERS: Mapping[str, Upcaster] = {}
+"""Old topic -> a function that turns its JSON object into the next version's. Empty while everything is version 1."""
+
+TOPICS: Mapping[type[Fact], str] = {fact: f"lookup.{fact.__name__}.v{version}" for fact, version in VERSIONS.items()}
+FACTS: Mapping[str, type[Fact]] = {topic: fact for fact, topic in TOPICS.items()}
+
+
+class UnknownFact(Exception):  # noqa: N818 - a finding about the log, in the domain's words
+    """The log or the broker holds a fact that this program does not know: it is older than what wrote the fact."""
+
+
+def fact_type(topic: str) -> type[Fact]:
+    """The current class of a topic; raises `UnknownFact`, so that a reader stops loudly rather than skip."""
+    try:
+        return FACTS[topic]
+    except KeyError:
+        raise UnknownFact(f"This program does not know facts of the kind {topic!r}. Upgrade it before it reads on.") from None

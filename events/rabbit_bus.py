@@ -1,0 +1,226 @@
+"""The bus on RabbitMQ, through FastStream: durable quorum queues, publisher confirms, `mandatory`.
+
+A confirm alone does not mean that a message was put into a queue, so every publish is mandatory: one that no queue takes comes
+back, the queues are declared again, and it is sent once more. A queue deleted by hand takes its consumers with it; a watcher
+notices and consumes again.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import aio_pika
+from aio_pika.abc import AbstractRobustChannel
+from aio_pika.exceptions import AMQPError, ChannelClosed, ChannelNotFoundEntity, DeliveryError, PublishError
+from faststream import AckPolicy
+from faststream.message import StreamMessage
+from faststream.rabbit import Channel, ExchangeType, QueueType, RabbitBroker, RabbitExchange, RabbitQueue
+from faststream.rabbit.schemas.queue import QuorumQueueArgs
+
+from events.bus import ALL_QUEUES, DEAD_LETTERS, EVENTS_EXCHANGE, BusUnavailable, Delivery, Queue
+
+EPOCH_QUEUE = "lookup.epoch"
+DELIVERY_LIMIT = 20
+CONFIRM_TIMEOUT_S = 10.0
+WATCH_INTERVAL_S = 2.0
+EVERY_EVENT = "lookup.#"
+
+_DOWN = (AMQPError, ConnectionError, OSError, TimeoutError, RuntimeError)
+
+
+class RabbitBus:
+    """A `Bus` on RabbitMQ 3.10 or later."""
+
+    def __init__(self, broker_url: str) -> None:
+        self._broker = RabbitBroker(
+            broker_url,
+            apply_types=False,
+            logger=None,
+            graceful_timeout=2.0,
+            reconnect_interval=1.0,
+            default_channel=Channel(on_return_raises=True),
+        )
+        self._readers: list[tuple[Queue, Any]] = []
+        self._watcher: asyncio.Task[None] | None = None
+        self._connection: Any = None
+        self._side_channel: AbstractRobustChannel | None = None
+
+    async def start(self) -> None:
+        try:
+            self._connection = await self._broker.connect()
+            await self._declare_all()
+            await self._broker.start()
+        except _DOWN as error:
+            await self._close_quietly()
+            raise BusUnavailable("RabbitMQ cannot be reached.") from error
+        if self._readers:
+            self._watcher = asyncio.create_task(self._watch())
+
+    async def stop(self) -> None:
+        if self._watcher is not None:
+            self._watcher.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._watcher
+        await self._close_quietly()
+
+    async def publish(self, queue: Queue, body: bytes, headers: Mapping[str, str] | None = None) -> None:
+        try:
+            await self._publish(queue, body, headers)
+        except (PublishError, DeliveryError):
+            # No queue took it: somebody deleted the queue. Declare it and try again, once.
+            try:
+                await self._declare_all()
+                await self._publish(queue, body, headers)
+            except _DOWN as error:
+                raise BusUnavailable(f"RabbitMQ has no queue {queue.name} and would not make one.") from error
+        except _DOWN as error:
+            raise BusUnavailable("RabbitMQ did not confirm the message.") from error
+
+    def subscribe(self, queue: Queue, *, in_hand_max: int) -> "RabbitInbox":
+        inbox = RabbitInbox()
+        subscriber = self._broker.subscriber(
+            _declared(queue),
+            exchange=_exchange(queue),
+            channel=Channel(prefetch_count=in_hand_max),
+            parser=_as_it_came,
+            decoder=_raw,
+            ack_policy=AckPolicy.MANUAL,
+        )
+        subscriber(inbox.receive)
+        self._readers.append((queue, subscriber))
+        return inbox
+
+    async def read_epoch(self) -> str | None:
+        """The marker is the queue itself, under a name that carries it: it is lost when, and only when, the queues are."""
+        try:
+            channel = await self._connection.channel()
+            try:
+                queue = await channel.declare_queue(EPOCH_QUEUE, passive=True)
+                message = await queue.get(fail=False, no_ack=False)
+                if message is None:
+                    return None
+                await message.nack(requeue=True)
+                return str(message.body, "utf-8")
+            except ChannelNotFoundEntity:
+                return None
+            finally:
+                await channel.close()
+        except _DOWN as error:
+            raise BusUnavailable("RabbitMQ cannot be reached.") from error
+
+    async def write_epoch(self, epoch: str) -> None:
+        try:
+            channel = await self._connection.channel()
+            try:
+                queue = await channel.declare_queue(EPOCH_QUEUE, durable=True)
+                await queue.purge()
+                message = aio_pika.Message(epoch.encode(), delivery_mode=aio_pika.DeliveryMode.PERSISTENT)
+                await channel.default_exchange.publish(message, EPOCH_QUEUE, mandatory=True)
+            finally:
+                await channel.close()
+        except _DOWN as error:
+            raise BusUnavailable("RabbitMQ cannot be reached.") from error
+
+    async def _publish(self, queue: Queue, body: bytes, headers: Mapping[str, str] | None) -> None:
+        await self._broker.publish(
+            body,
+            exchange=_exchange(queue),
+            routing_key=EVERY_EVENT.replace("#", "facts") if queue.exchange else queue.name,
+            headers=dict(headers or {}),
+            persist=True,
+            mandatory=True,
+            timeout=CONFIRM_TIMEOUT_S,
+        )
+
+    async def _declare_all(self) -> None:
+        """Declare every queue on a channel of our own: FastStream remembers what it declared and would not do it again."""
+        channel = await self._connection.channel()
+        try:
+            exchange = await channel.declare_exchange(EVENTS_EXCHANGE, aio_pika.ExchangeType.TOPIC, durable=True)
+            for queue in ALL_QUEUES:
+                declared = await channel.declare_queue(
+                    queue.name, durable=True, arguments=_declared(queue).arguments, robust=False
+                )
+                if queue.exchange:
+                    await declared.bind(exchange, EVERY_EVENT, robust=False)
+        finally:
+            await channel.close()
+
+    async def _watch(self) -> None:
+        """Consume again where a queue has lost its consumers."""
+        while True:
+            await asyncio.sleep(WATCH_INTERVAL_S)
+            with suppress(*_DOWN):
+                for queue, subscriber in self._readers:
+                    if not await self._has_consumers(queue):
+                        await self._declare_all()
+                        await subscriber.stop()
+                        await subscriber.start()
+
+    async def _has_consumers(self, queue: Queue) -> bool:
+        channel = await self._connection.channel()
+        try:
+            found = await channel.declare_queue(queue.name, passive=True, robust=False)
+        except ChannelNotFoundEntity:
+            return False
+        finally:
+            with suppress(ChannelClosed):
+                await channel.close()
+        return bool(found.declaration_result.consumer_count)
+
+    async def _close_quietly(self) -> None:
+        with suppress(*_DOWN):
+            await self._broker.stop()
+
+
+class RabbitInbox:
+    """An `Inbox` on one queue. The broker holds back what is over the channel's prefetch."""
+
+    def __init__(self) -> None:
+        self._waiting: asyncio.Queue[Delivery] = asyncio.Queue()
+
+    async def take(self, limit: int) -> list[Delivery]:
+        taken = [await self._waiting.get()]
+        while len(taken) < limit and not self._waiting.empty():
+            taken.append(self._waiting.get_nowait())
+        return taken
+
+    async def ack(self, deliveries: Sequence[Delivery]) -> None:
+        for delivery in deliveries:
+            with suppress(*_DOWN):  # Lost with the connection: it is delivered again, which is promised.
+                await delivery.token.ack()  # type: ignore[attr-defined]
+
+    async def receive(self, message: aio_pika.IncomingMessage) -> None:
+        headers = {name: str(value) for name, value in message.headers.items()}
+        # A quorum queue counts earlier deliveries in a header that is absent the first time.
+        delivery_count = int(message.headers.get("x-delivery-count", 0) or 0) + 1  # type: ignore[arg-type]
+        self._waiting.put_nowait(Delivery(message.body, headers, delivery_count, message))
+
+
+def _declared(queue: Queue) -> RabbitQueue:
+    dead_letters: QuorumQueueArgs = {
+        "x-delivery-limit": DELIVERY_LIMIT,
+        "x-dead-letter-exchange": "",
+        "x-dead-letter-routing-key": DEAD_LETTERS.name,
+    }
+    return RabbitQueue(
+        queue.name,
+        QueueType.QUORUM,
+        arguments={} if queue == DEAD_LETTERS else dead_letters,
+        routing_key=EVERY_EVENT if queue.exchange else queue.name,
+    )
+
+
+def _exchange(queue: Queue) -> RabbitExchange | None:
+    if queue.exchange is None:
+        return None
+    return RabbitExchange(queue.exchange, type=ExchangeType.TOPIC, durable=True)
+
+
+async def _as_it_came(message: Any) -> StreamMessage[Any]:
+    return StreamMessage(raw_message=message, body=b"")
+
+
+async def _raw(message: StreamMessage[Any]) -> Any:
+    return message.raw_message

@@ -1,0 +1,159 @@
+"""How a fact lies in the log: an envelope, a chained part, a hash, and an erasable part.
+
+The `state` of a stored event is five lines of text, of which the last two may be missing:
+
+    1 envelope    JSON: event_id, correlation_id, actor, recorded_at, …, `erasable`: {field: SHA-256(salt || value)}
+    2 chained     JSON: the fact without its erasable fields
+    3 hash        hex: SHA-256 over the stream's previous hash and everything above (see `events/chain.py`)
+    4 salts       JSON: {field: hex salt}
+    5 values      JSON: {field: value}
+
+Erasing removes lines 4 and 5 (or single fields of them) and nothing else: the chain still verifies, and the field reads as
+`Erased`. Compact JSON has no raw line feed, so the lines are found without parsing, and the exact hashed bytes are kept.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from hashlib import sha256
+from typing import Any
+from uuid import UUID
+
+import orjson
+
+from events.catalog import TOPICS, UPCASTERS, fact_type
+from events.chain import chained_hash
+from events.facts import Fact
+
+SALT_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """Who or what made a decision; goes into the envelope of each of its facts."""
+
+    actor: str
+    correlation_id: UUID
+    causation_id: UUID | None = None
+    request_id: str | None = None
+    key_id: str | None = None
+    reason: str | None = None
+    traceparent: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFact:
+    """One row of the log, as it lies there. `position` is global, `stream_version` counts from 1 within the stream."""
+
+    position: int
+    stream_id: UUID
+    stream_version: int
+    topic: str
+    state: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """One fact with its place in the log."""
+
+    position: int
+    stream_id: UUID
+    stream_version: int
+    fact: Fact
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where in its stream a fact goes, and what it is chained to."""
+
+    stream_id: UUID
+    stream_version: int
+    previous_hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A fact made ready for the log."""
+
+    stream_id: UUID
+    stream_version: int
+    topic: str
+    state: bytes
+    hash: bytes
+
+
+def write(
+    fact: Fact, place: Place, cause: Cause, *, event_id: UUID, recorded_at: datetime, salt: Callable[[], bytes]
+) -> Written:
+    """Lay a fact out for the log. `salt` gives `SALT_BYTES` fresh random bytes for each erasable field."""
+    erasable = _erasable_values(fact)
+    salts = {name: salt() for name in erasable}
+    envelope: dict[str, Any] = {
+        "event_id": event_id,
+        "correlation_id": cause.correlation_id,
+        "causation_id": cause.causation_id,
+        "actor": cause.actor,
+        "recorded_at": recorded_at,
+        "request_id": cause.request_id,
+        "key_id": cause.key_id,
+        "reason": cause.reason,
+        "traceparent": cause.traceparent,
+    }
+    envelope = {name: value for name, value in envelope.items() if value is not None}
+    if erasable:
+        envelope["erasable"] = {name: digest(salts[name], value) for name, value in erasable.items()}
+    topic = TOPICS[type(fact)]
+    envelope_bytes = orjson.dumps(envelope, option=orjson.OPT_UTC_Z)
+    chained = fact.__pydantic_serializer__.to_json(fact, exclude=set(fact.erasable_fields) or None, exclude_none=True)
+    hashed = chained_hash(place.previous_hash, place.stream_id, place.stream_version, topic, envelope_bytes, chained)
+    lines = [envelope_bytes, chained, hashed.hex().encode()]
+    if erasable:
+        lines.append(orjson.dumps({name: value.hex() for name, value in salts.items()}))
+        lines.append(b"{" + b",".join(orjson.dumps(name) + b":" + value for name, value in erasable.items()) + b"}")
+    return Written(place.stream_id, place.stream_version, topic, b"\n".join(lines), hashed)
+
+
+def read(stored: StoredFact) -> Recorded:
+    """The fact of a row, in its current version. Raises `UnknownFact` for a topic that this program does not know."""
+    return Recorded(stored.position, stored.stream_id, stored.stream_version, fact_of(stored.topic, stored.state))
+
+
+def fact_of(topic: str, state: bytes) -> Fact:
+    upcast = UPCASTERS.get(topic)
+    if upcast is not None:
+        return fact_type(topic).model_validate(upcast(orjson.loads(whole_fact(topic, state))), strict=False)
+    return fact_type(topic).model_validate_json(whole_fact(topic, state))
+
+
+def whole_fact(topic: str, state: bytes) -> bytes:
+    """The fact's JSON with its erasable fields put back, or `{"erased":true}` where they were erased."""
+    lines = state.split(b"\n")
+    if not fact_type(topic).erasable_fields:
+        return lines[1]
+    values: dict[str, Any] = orjson.loads(lines[4]) if len(lines) > 4 else {}  # noqa: PLR2004 - line 5 of the layout above
+    for name in orjson.loads(lines[0]).get("erasable", {}):
+        values.setdefault(name, {"erased": True})
+    if not values:
+        return lines[1]
+    return lines[1][:-1] + b"," + orjson.dumps(values)[1:]
+
+
+def envelope_of(state: bytes) -> dict[str, Any]:
+    envelope: dict[str, Any] = orjson.loads(state[: state.index(b"\n")])
+    return envelope
+
+
+def hash_of(state: bytes) -> bytes:
+    return bytes.fromhex(state.split(b"\n", 3)[2].decode())
+
+
+def digest(salt: bytes, value: bytes) -> str:
+    """What the chained part keeps of an erasable value (canonical JSON bytes): hex of SHA-256(salt || value)."""
+    return sha256(salt + value).hexdigest()
+
+
+def _erasable_values(fact: Fact) -> dict[str, bytes]:
+    if not fact.erasable_fields:
+        return {}
+    values = fact.model_dump(mode="json", include=set(fact.erasable_fields), exclude_none=True)
+    return {name: orjson.dumps(value, option=orjson.OPT_SORT_KEYS) for name, value in values.items()}

@@ -1,0 +1,233 @@
+"""The bus on Redis streams and consumer groups, through FastStream: the embedded default, and a deployment without RabbitMQ.
+
+What Redis streams force on us: a group must exist before the first message (created at id 0, else what was published earlier
+is never delivered) and again after a FLUSHALL; an entry that a dead reader took is only handed out again to somebody who
+claims it; an acknowledged entry stays in memory until it is deleted.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, cast
+from uuid import uuid4
+
+from faststream import AckPolicy
+from faststream.message import StreamMessage
+from faststream.redis import RedisBroker, StreamSub
+from faststream.redis.parser import BinaryMessageFormatV1
+from redis.exceptions import RedisError, ResponseError
+
+from events.batching import Batcher, Overloaded
+from events.bus import ALL_QUEUES, BusUnavailable, Delivery, Queue
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
+PREFIX = "bus:"
+GROUP = "lookup"
+EPOCH_KEY = f"{PREFIX}epoch"
+READ_BLOCK_MS = 500
+WATCH_INTERVAL_S = 1.0
+PIPELINE_MAX = 100
+_BODY_FIELD = b"__data__"
+
+
+class RedisBus:
+    """A `Bus` on one Redis or Valkey. `claim_idle_s` must be above the longest attempt: below it, live work comes twice."""
+
+    def __init__(self, redis_url: str, *, claim_idle_s: float = 120.0) -> None:
+        self._broker = RedisBroker(
+            redis_url,
+            apply_types=False,
+            logger=None,
+            graceful_timeout=2.0,
+            socket_connect_timeout=2.0,
+            socket_timeout=10.0,
+        )
+        self._consumer = f"reader-{uuid4().hex}"
+        self._claim_idle_ms = int(claim_idle_s * 1000)
+        self._inboxes: list[RedisInbox] = []
+        self._subscribers: list[Any] = []
+        self._watcher: asyncio.Task[None] | None = None
+        self._publishes: Batcher[tuple[Queue, bytes, Mapping[str, str] | None], None] = Batcher(
+            self._publish_group, batch_max=PIPELINE_MAX
+        )
+
+    async def start(self) -> None:
+        try:
+            await self._broker.connect()
+            await self._create_groups()
+            await self._broker.start()
+        except (RedisError, OSError, TimeoutError) as error:
+            raise BusUnavailable("Redis cannot be reached.") from error
+        if self._subscribers:
+            self._watcher = asyncio.create_task(self._watch())
+
+    async def stop(self) -> None:
+        if self._watcher is not None:
+            self._watcher.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._watcher
+        for inbox in self._inboxes:
+            inbox.close()
+        with suppress(RedisError, OSError):
+            await self._leave_groups()
+        await self._broker.stop()
+
+    async def publish(self, queue: Queue, body: bytes, headers: Mapping[str, str] | None = None) -> None:
+        try:
+            await self._publishes.add((queue, body, headers))
+        except (RedisError, OSError, TimeoutError, Overloaded) as error:
+            raise BusUnavailable("Redis did not confirm the message.") from error
+
+    def subscribe(self, queue: Queue, *, in_hand_max: int) -> "RedisInbox":
+        """A reader for new entries and a claimer for those that a dead reader left behind, into one inbox."""
+        inbox = RedisInbox(self._broker, queue, in_hand_max)
+        key = PREFIX + queue.name
+        reader = StreamSub(
+            key, group=GROUP, consumer=self._consumer, batch=True, max_records=in_hand_max, polling_interval=READ_BLOCK_MS
+        )
+        claimer = StreamSub(
+            key,
+            group=GROUP,
+            consumer=self._consumer,
+            min_idle_time=self._claim_idle_ms,
+            polling_interval=int(WATCH_INTERVAL_S * 1000),
+        )
+        for stream, handler in ((reader, inbox.receive), (claimer, inbox.receive_claimed)):
+            subscriber = self._broker.subscriber(stream=stream, parser=_as_it_came, decoder=_raw, ack_policy=AckPolicy.MANUAL)
+            subscriber(handler)
+            self._subscribers.append(subscriber)
+        self._inboxes.append(inbox)
+        return inbox
+
+    async def read_epoch(self) -> str | None:
+        try:
+            epoch = await self._redis.get(EPOCH_KEY)
+        except (RedisError, OSError, TimeoutError) as error:
+            raise BusUnavailable("Redis cannot be reached.") from error
+        return epoch.decode() if epoch is not None else None
+
+    async def write_epoch(self, epoch: str) -> None:
+        try:
+            await self._redis.set(EPOCH_KEY, epoch)
+        except (RedisError, OSError, TimeoutError) as error:
+            raise BusUnavailable("Redis cannot be reached.") from error
+
+    @property
+    def _redis(self) -> "Redis":
+        return _client(self._broker)
+
+    async def _publish_group(self, items: Sequence[tuple[Queue, bytes, Mapping[str, str] | None]]) -> Sequence[None]:
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for queue, body, headers in items:
+                await self._broker.publish(body, stream=PREFIX + queue.name, headers=dict(headers or {}), pipeline=pipe)
+            await pipe.execute()
+        return [None] * len(items)
+
+    async def _create_groups(self) -> None:
+        """At id 0, not at the end: what was published before any reader existed must be delivered."""
+        for queue in ALL_QUEUES:
+            with suppress(ResponseError):  # It exists already.
+                await self._redis.xgroup_create(PREFIX + queue.name, GROUP, id="0", mkstream=True)
+
+    async def _watch(self) -> None:
+        """After a FLUSHALL the groups are gone and FastStream stops reading for good: make them again, read on."""
+        while True:
+            await asyncio.sleep(WATCH_INTERVAL_S)
+            with suppress(RedisError, OSError, TimeoutError):
+                if all(subscriber.running for subscriber in self._subscribers):
+                    continue
+                await self._create_groups()
+                for subscriber in self._subscribers:
+                    if not subscriber.running:
+                        await subscriber.start()
+
+    async def _leave_groups(self) -> None:
+        """Take our reader's name out of the groups, unless entries still hang on it: then a claimer needs it."""
+        for inbox in self._inboxes:
+            key = PREFIX + inbox.queue.name
+            pending = await self._redis.xpending_range(key, GROUP, "-", "+", 1, consumername=self._consumer)
+            if not pending:
+                await self._redis.xgroup_delconsumer(key, GROUP, self._consumer)
+
+
+class RedisInbox:
+    """An `Inbox` on one stream."""
+
+    def __init__(self, broker: RedisBroker, queue: Queue, in_hand_max: int) -> None:
+        self.queue = queue
+        self._broker = broker
+        self._waiting: asyncio.Queue[Delivery] = asyncio.Queue()
+        self._room = asyncio.Semaphore(in_hand_max)
+        self._closed = asyncio.Event()
+        self._acks: Batcher[Sequence[bytes], None] = Batcher(self._ack_group, batch_max=100)
+
+    async def take(self, limit: int) -> list[Delivery]:
+        taken = [await self._waiting.get()]
+        while len(taken) < limit and not self._waiting.empty():
+            taken.append(self._waiting.get_nowait())
+        return taken
+
+    async def ack(self, deliveries: Sequence[Delivery]) -> None:
+        entry_ids = [cast("bytes", delivery.token) for delivery in deliveries]
+        for _ in entry_ids:
+            self._room.release()
+        with suppress(RedisError, OSError, TimeoutError, Overloaded):  # Lost: it is delivered again, which is promised.
+            await self._acks.add(entry_ids)
+
+    def close(self) -> None:
+        """Let go of the reader that waits for room: nothing more is taken in."""
+        self._closed.set()
+
+    async def receive(self, message: Mapping[str, Any]) -> None:
+        """A batch of new entries, as FastStream read them."""
+        for entry_id, fields in zip(message["message_ids"], message["data"], strict=True):
+            await self._put(entry_id, fields, delivery_count=1)
+
+    async def receive_claimed(self, message: Mapping[str, Any]) -> None:
+        """One entry that somebody took long ago and never acknowledged."""
+        (entry_id,) = message["message_ids"]
+        client = _client(self._broker)
+        pending = await client.xpending_range(PREFIX + self.queue.name, GROUP, entry_id, entry_id, 1)
+        if pending:
+            await self._put(entry_id, message["data"], delivery_count=int(pending[0]["times_delivered"]))
+
+    async def _put(self, entry_id: bytes, fields: Mapping[bytes, bytes], *, delivery_count: int) -> None:
+        if not await self._has_room():
+            return
+        body, headers = BinaryMessageFormatV1.parse(fields[_BODY_FIELD])
+        self._waiting.put_nowait(Delivery(body, headers, delivery_count, entry_id))
+
+    async def _has_room(self) -> bool:
+        """Wait until one more may be in hand; False when the inbox was closed instead."""
+        if not self._room.locked():
+            return await self._room.acquire()
+        room, closed = asyncio.ensure_future(self._room.acquire()), asyncio.ensure_future(self._closed.wait())
+        await asyncio.wait({room, closed}, return_when=asyncio.FIRST_COMPLETED)
+        closed.cancel()
+        room.cancel()
+        return room.done() and not room.cancelled()
+
+    async def _ack_group(self, groups: Sequence[Sequence[bytes]]) -> Sequence[None]:
+        entry_ids = [entry_id for group in groups for entry_id in group]
+        client = _client(self._broker)
+        key = PREFIX + self.queue.name
+        async with client.pipeline(transaction=False) as pipe:
+            pipe.xack(key, GROUP, *entry_ids)
+            pipe.xdel(key, *entry_ids)
+            await pipe.execute()
+        return [None] * len(groups)
+
+
+def _client(broker: RedisBroker) -> "Redis":
+    return cast("Redis", broker.config.broker_config.connection.client)
+
+
+async def _as_it_came(message: Any) -> StreamMessage[Any]:
+    """Skips FastStream's parse of a batch into one JSON array: the items are parsed once, by whom they are for."""
+    return StreamMessage(raw_message=message, body=b"")
+
+
+async def _raw(message: StreamMessage[Any]) -> Any:
+    return message.raw_message
