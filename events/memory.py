@@ -42,6 +42,14 @@ class MemoryStore:
     async def head(self) -> int:
         return len(self._log)
 
+    async def open_streams(self, opening: str, closing: Sequence[str], after: UUID | None, limit: int) -> Sequence[UUID]:
+        open_ids = sorted(
+            stream_id
+            for stream_id, stream in self._streams.items()
+            if stream[0].topic == opening and not any(stored.topic in closing for stored in stream)
+        )
+        return [stream_id for stream_id in open_ids if after is None or stream_id > after][:limit]
+
     async def log_id(self) -> UUID:
         return self._log_id
 

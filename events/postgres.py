@@ -66,6 +66,12 @@ class LogRecorder(PostgresApplicationRecorder):
             "SELECT notification_id, originator_id, originator_version, topic, state FROM {schema}.{table}"
             " WHERE notification_id > %b ORDER BY notification_id LIMIT %b"
         ).format(**table)
+        self._select_open = SQL(
+            "SELECT o.originator_id FROM {schema}.{table} o"
+            " WHERE o.originator_version = 1 AND o.topic = %s AND (%b::uuid IS NULL OR o.originator_id > %b)"
+            " AND NOT EXISTS (SELECT FROM {schema}.{table} c WHERE c.originator_id = o.originator_id AND c.topic = ANY(%s))"
+            " ORDER BY o.originator_id LIMIT %b"
+        ).format(**table)
         self._select_positions = SQL(
             "SELECT notification_id, state FROM {schema}.{table} WHERE originator_id = %b AND originator_version = ANY(%b)"
             " ORDER BY originator_version"
@@ -133,6 +139,11 @@ class LogRecorder(PostgresApplicationRecorder):
     def select_log(self, after: int, limit: int) -> list[StoredFact]:
         return self._stored_facts(self._select_log, (after, limit))
 
+    def select_open(self, opening: str, closing: Sequence[str], after: UUID | None, limit: int) -> list[UUID]:
+        with self.datastore.get_connection() as conn, conn.cursor(row_factory=tuple_row) as curs:
+            curs.execute(self._select_open, (opening, after, after, list(closing), limit))
+            return [row[0] for row in curs.fetchall()]
+
     def _stored_facts(self, query: Any, params: Sequence[Any]) -> list[StoredFact]:
         with self.datastore.get_connection() as conn, conn.cursor(binary=True, row_factory=tuple_row) as curs:
             curs.execute(query, params, prepare=True)
@@ -172,6 +183,9 @@ class PostgresStore:
 
     async def head(self) -> int:
         return await self._on_reader(lambda recorder: recorder.max_notification_id.__wrapped__(recorder)) or 0
+
+    async def open_streams(self, opening: str, closing: Sequence[str], after: UUID | None, limit: int) -> Sequence[UUID]:
+        return await self._on_reader(lambda recorder: recorder.select_open(opening, closing, after, limit))
 
     async def log_id(self) -> UUID:
         if self._log_id is None:

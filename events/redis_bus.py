@@ -39,7 +39,7 @@ class RedisBus:
         self._broker = RedisBroker(
             redis_url,
             apply_types=False,
-            logger=None,
+            logger=None,  # type: ignore[arg-type]  # FastStream's own way to be silent; its stub for Redis forgets it
             graceful_timeout=2.0,
             socket_connect_timeout=2.0,
             socket_timeout=10.0,
@@ -106,7 +106,7 @@ class RedisBus:
             epoch = await self._redis.get(EPOCH_KEY)
         except (RedisError, OSError, TimeoutError) as error:
             raise BusUnavailable("Redis cannot be reached.") from error
-        return epoch.decode() if epoch is not None else None
+        return epoch.decode() if isinstance(epoch, bytes) else epoch
 
     async def write_epoch(self, epoch: str) -> None:
         try:

@@ -75,6 +75,12 @@ class EventStore(Protocol):
     async def head(self) -> int:
         """The position of the last fact, 0 for an empty log."""
 
+    async def open_streams(self, opening: str, closing: Sequence[str], after: UUID | None, limit: int) -> Sequence[UUID]:
+        """Streams that begin with the topic `opening` and hold none of the topics `closing`, by id, behind `after`.
+
+        Reads much of the log: for when nothing quicker can be asked.
+        """
+
     async def log_id(self) -> UUID:
         """Which log this is. A restored backup is another log."""
 

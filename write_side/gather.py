@@ -1,0 +1,116 @@
+"""Gather: outcomes become facts. Each counts once, however often it comes.
+
+Promise: a delivery is acknowledged after the facts that it led to are committed, never before. What cannot be committed stays
+unacknowledged and comes again. All outcomes of one job that are in hand are one decision; the decisions of all jobs in hand wait
+together in the store's group commit.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from uuid import UUID
+
+from pydantic import ValidationError
+
+from domain.commands import Rules, TaskOutcome
+from domain.saga import LookupSaga, evolve, record_outcome
+from events.bus import DEAD_LETTERS, OUTCOMES, Bus, Delivery, Inbox
+from events.facts import JobFact
+from events.store import OutcomeUnknown, StoreUnavailable
+from write_side.sagas import Sagas, TooManyConflicts
+
+IN_HAND_MAX = 64
+RETRY_PAUSE_S = 0.5
+ACTOR = "gather"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class GatherCounters:
+    """What was taken in, by what became of it."""
+
+    recorded: int = 0
+    ignored: int = 0
+    unreadable: int = 0
+
+
+@dataclass
+class Gatherer:
+    """Reads outcomes and records them, until cancelled."""
+
+    sagas: Sagas
+    bus: Bus
+    rules: Rules
+    now: Callable[[], datetime]
+    new_id: Callable[[], UUID]
+    counters: GatherCounters = field(default_factory=GatherCounters)
+
+    def subscribe(self) -> Inbox:
+        return self.bus.subscribe(OUTCOMES, in_hand_max=IN_HAND_MAX)
+
+    async def run(self, inbox: Inbox) -> None:
+        while True:
+            deliveries = await inbox.take(IN_HAND_MAX)
+            await self.gather(inbox, deliveries)
+
+    async def gather(self, inbox: Inbox, deliveries: Sequence[Delivery]) -> None:
+        """Record everything in these deliveries, then acknowledge them. Retries until the store takes it."""
+        outcomes = [outcome for delivery in deliveries for outcome in await self._outcomes_of(delivery)]
+        while outcomes:
+            outcomes = await self._record_all(outcomes)
+            if outcomes:
+                await asyncio.sleep(RETRY_PAUSE_S)
+        await inbox.ack(deliveries)
+
+    async def _record_all(self, outcomes: Sequence[TaskOutcome]) -> list[TaskOutcome]:
+        """Record by job, all jobs at once; gives back what the store did not take."""
+        by_job: dict[UUID, list[TaskOutcome]] = {}
+        for outcome in outcomes:
+            by_job.setdefault(outcome.job_id, []).append(outcome)
+        try:
+            known = await self.sagas.load(list(by_job))
+        except StoreUnavailable:
+            return list(outcomes)
+        for job_id in by_job.keys() - known.keys():
+            # A command leaves after its job is committed, so this is nobody's job.
+            self.counters.ignored += len(by_job.pop(job_id))
+        left = await asyncio.gather(*(self._record(job_id, of_job) for job_id, of_job in by_job.items()))
+        return [outcome for of_job in left for outcome in of_job]
+
+    async def _record(self, job_id: UUID, outcomes: list[TaskOutcome]) -> list[TaskOutcome]:
+        try:
+            facts = await self.sagas.decide(
+                job_id, lambda saga: self._decide(saga, outcomes), actor=ACTOR, causation_id=outcomes[0].command_id
+            )
+        except (StoreUnavailable, OutcomeUnknown, TooManyConflicts):
+            return outcomes
+        if facts:
+            self.counters.recorded += len(outcomes)
+        else:
+            self.counters.ignored += len(outcomes)
+        return []
+
+    def _decide(self, saga: LookupSaga, outcomes: Sequence[TaskOutcome]) -> list[JobFact]:
+        """One decision about all outcomes of a job that are in hand."""
+        facts: list[JobFact] = []
+        now = self.now()
+        for outcome in outcomes:
+            decided = record_outcome(saga, outcome, next_command_id=self.new_id(), now=now, rules=self.rules)
+            for fact in decided:
+                saga = evolve(saga, fact)
+            facts.extend(decided)
+        return facts
+
+    async def _outcomes_of(self, delivery: Delivery) -> list[TaskOutcome]:
+        outcomes: list[TaskOutcome] = []
+        for line in delivery.body.split(b"\n"):
+            try:
+                outcomes.append(TaskOutcome.model_validate_json(line))
+            except ValidationError:
+                self.counters.unreadable += 1
+                log.warning("An outcome cannot be read; it goes to the dead letters.")
+                await self.bus.publish(DEAD_LETTERS, line, {"queue": OUTCOMES.name, "reason": "unreadable"})
+        return outcomes

@@ -1,0 +1,66 @@
+"""Accept: from a parsed request to facts in the log. The commit is the only commitment.
+
+After it the answer is 202 with the job's id, whatever else is down: the job is safe and runs when the rest is back.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from domain import saga
+from domain.address_policy import AddressPolicy
+from domain.commands import Rules, SubmitLookup
+from domain.services import rule_of
+from events.facts import Service, SkipReason, Target, TargetType
+from events.record import Cause
+from events.store import AppendUnit, EventStore, NewFacts, StreamHead
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """What the client is told: the job's id, and the position from which on it can be read."""
+
+    job_id: UUID
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Submitter:
+    """Takes jobs on. Raises what `EventStore.append` raises."""
+
+    store: EventStore
+    policy: AddressPolicy
+    rules: Rules
+    now: Callable[[], datetime]
+    new_id: Callable[[], UUID]
+    tenant: str
+
+    async def submit(self, target: Target, services: Sequence[Service], cause: Cause) -> Accepted:
+        command = SubmitLookup(
+            job_id=self.new_id(),
+            tenant=self.tenant,
+            target=target,
+            services=services,
+            refusals=self._refusals(target, services),
+            command_ids={service: self.new_id() for service in services},
+            requested_by=cause.actor,
+            now=self.now(),
+        )
+        facts = saga.submit(command, self.rules)
+        heads = await self.store.append(AppendUnit([NewFacts(command.job_id, StreamHead(), facts)], cause))
+        return Accepted(command.job_id, heads[-1].position)
+
+    def _refusals(self, target: Target, services: Sequence[Service]) -> dict[Service, tuple[SkipReason, str]]:
+        """The services that will not be asked, and why: known beforehand, so that no worker need find out."""
+        refusals: dict[Service, tuple[SkipReason, str]] = {}
+        for service in services:
+            rule = rule_of(service)
+            if target.type not in rule.accepts:
+                refusals[service] = (SkipReason.NOT_APPLICABLE, rule.refusal)
+            elif target.type is TargetType.IP_ADDRESS:
+                judge = self.policy.refusal_to_probe if rule.probes else self.policy.refusal_to_ask_about
+                refusal = judge(target.canonical)
+                if refusal is not None:
+                    refusals[service] = (SkipReason.POLICY, refusal)
+        return refusals
