@@ -104,9 +104,8 @@ SPECIAL_BLOCKS = (
     _block("2002::/16", "6to4", "6to4, RFC 3056 section 2", _bits_16_to_47),
     _block("2620:4f:8000::/48", "anycast", "Direct delegation AS112 service, RFC 7534"),
     _block("3fff::/20", "documentation", "Documentation, RFC 9637"),
-    _block(
-        "4000::/3", "reserved", "Reserved by the IETF, RFC 4291 section 4; segment identifiers (5f00::/16, RFC 9602) included"
-    ),
+    _block("4000::/3", "reserved", "Reserved by the IETF, RFC 4291 section 4"),
+    _block("5f00::/16", "identifier", "Segment routing (SRv6) segment identifiers, RFC 9602"),
     _block("6000::/3", "reserved", "Reserved by the IETF, RFC 4291 section 4"),
     _block("8000::/3", "reserved", "Reserved by the IETF, RFC 4291 section 4"),
     _block("a000::/3", "reserved", "Reserved by the IETF, RFC 4291 section 4"),
@@ -151,8 +150,10 @@ class AddressPolicy:
 
 
 def _refusal(address: str | IPAddress, exceptions: tuple[IPNetwork, ...], consequence: str) -> str | None:
-    judged = _without_zone(address)
-    if judged is None:
+    text = str(address).partition("%")[0]
+    try:
+        judged = ip_address(text)
+    except ValueError:
         return f"This is not an IP address; {consequence}"
     special = _special_part(judged, exceptions)
     if special is None:
@@ -160,15 +161,8 @@ def _refusal(address: str | IPAddress, exceptions: tuple[IPNetwork, ...], conseq
     part, kind = special
     article = "an" if kind[0] in "aeiou" else "a"
     if part == judged:
-        return f"{judged} is {article} {kind} address; {consequence}"
-    return f"{judged} leads to {part}, which is {article} {kind} address; {consequence}"
-
-
-def _without_zone(address: str | IPAddress) -> IPAddress | None:
-    try:
-        return ip_address(str(address).partition("%")[0])
-    except ValueError:
-        return None
+        return f"{text} is {article} {kind} address; {consequence}"
+    return f"{text} leads to {part}, which is {article} {kind} address; {consequence}"
 
 
 def _special_part(address: IPAddress, exceptions: tuple[IPNetwork, ...]) -> tuple[IPAddress, str] | None:
