@@ -261,9 +261,9 @@ class Network:
 
 
 async def open_network(settings: NetworkSettings, now: Callable[[], datetime]) -> Network:
-    """Opens the files at once, so that a wrong path stops the start.
+    """Opens the files at once, so that a wrong path stops the start: OSError, ValueError or `maxminddb.InvalidDatabaseError`.
 
-    Raises OSError, ValueError or `maxminddb.InvalidDatabaseError`. Nothing is asked of the network here; the RDAP bootstrap files are refreshed in the background.
+    Nothing is asked of the network here; the RDAP bootstrap files are refreshed in the background.
     """
     net = Network(
         settings=settings,

@@ -1,6 +1,7 @@
 """Ping: does the target answer, and how fast. ICMP echoes where the kernel lets us, TCP connects where it does not."""
 
 import asyncio
+import secrets
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing
@@ -18,6 +19,7 @@ READS_MAX = 64
 """A raw socket hears all ICMP traffic of the host: after this many packets the event loop gets its turn."""
 
 ICMP_HEADER_BYTES = 8
+PAYLOAD_BYTES = 56
 
 IP_RECVTTL = 12
 """Linux's number; Python 3.11's socket module does not name it."""
@@ -109,7 +111,7 @@ async def _icmp(address: str, settings: PingSettings, *, privileged: bool) -> li
         echoes = []
         for sequence in range(settings.echoes):
             await asyncio.sleep(settings.interval_s if sequence else 0)
-            request = ICMPRequest(address, id=number, sequence=sequence)
+            request = ICMPRequest(address, id=number, sequence=sequence, payload=secrets.token_bytes(PAYLOAD_BYTES))
             echoes.append(await _echo(icmp, request, settings.reply_timeout_s))
         return echoes
 

@@ -71,7 +71,7 @@ class Bootstrap:
         return networks[max(holding, key=lambda network: network.prefixlen)]
 
     def servers_for_domain(self, name: str) -> tuple[str, ...]:
-        """Base URLs of the entry that shares most labels with the name (RFC 9224 section 4); none when there is no such entry."""
+        """Base URLs of the entry that shares most labels with the name (RFC 9224 section 4); none without one."""
         labels = name.lower().split(".")
         suffixes = [".".join(labels[start:]) for start in range(len(labels) + 1)]
         return next((self.dns.services[suffix] for suffix in suffixes if suffix in self.dns.services), ())
