@@ -93,21 +93,19 @@ def _known(entry: object) -> Service:
 
 
 def _meaning(entry: object) -> Hashable:
-    """What makes two entries the same; None for what cannot be compared. The type keeps `True` apart from `1`."""
+    """What makes two entries the same: the service, or else the text in lower case or the number; None for all the rest."""
     service = _service_of(entry)
     if service is not None:
         return service
     if isinstance(entry, str):
-        return str, entry.lower()
-    if isinstance(entry, bool | int | float):
-        return type(entry), entry
-    return None
+        return entry.lower()
+    return entry if isinstance(entry, int | float) else None
 
 
 def _service_of(entry: object) -> Service | None:
     # Looked up, never converted: int() reads the digits of every script, and refuses 5,000 of them.
     if isinstance(entry, str):
-        return _BY_TEXT.get(entry.lower()) if entry.isascii() else None
+        return _BY_TEXT.get(entry.lower())
     if isinstance(entry, int) and not isinstance(entry, bool):
         return _BY_NUMBER.get(entry)
     return None
