@@ -25,9 +25,13 @@ match sys.argv[1:]:
         print("migrating", os.environ["LOOKUP_DATABASE_OWNER_URL"])
         sys.exit(int(os.environ.get("MIGRATION_ENDS_WITH", "0")))
     case ["health", *part]:
-        sys.exit(" ".join(part) == os.environ.get("UNHEALTHY"))
+        listening = part != ["saga"] or os.path.exists("saga-is-listening")
+        sys.exit(not listening or " ".join(part) == os.environ.get("UNHEALTHY"))
     case ["write" | "read"]:
         http.server.HTTPServer((os.environ["LOOKUP_HOST"], int(os.environ["LOOKUP_PORT"])), Live).serve_forever()
+    case ["saga"]:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+        open("saga-is-listening", "w").close()
     case ["relay"] if "RELAY_DIES" in os.environ:
         sys.exit("the relay's last words")
 signal.pause()
@@ -125,10 +129,16 @@ async def test_a_killed_part_comes_back_under_another_process(product: Path) -> 
         assert first.poll() == -signal.SIGKILL
 
         await parts.restart("saga")
-        assert parts.parts["saga"].pid != first.pid
 
+        assert parts.parts["saga"].pid != first.pid
+        assert parts.parts["saga"].poll() is None
+
+
+async def test_a_part_can_be_asked_to_end(product: Path) -> None:
+    async with running(deployment(product, "saga")) as parts:
         parts.kill("saga", signal.SIGTERM)
-        assert await parts.ended("saga") == -signal.SIGTERM
+
+        assert await parts.ended("saga") == 7
 
 
 async def test_a_frozen_part_can_still_be_stopped(product: Path) -> None:
@@ -137,7 +147,7 @@ async def test_a_frozen_part_can_still_be_stopped(product: Path) -> None:
     parts.kill("saga", signal.SIGSTOP)
 
     assert await parts.stop() == []
-    assert parts.parts["saga"].returncode == -signal.SIGTERM
+    assert parts.parts["saga"].returncode == 7
 
 
 async def test_nothing_of_the_callers_environment_reaches_a_part(product: Path, monkeypatch: pytest.MonkeyPatch) -> None:
