@@ -104,6 +104,12 @@ class Deferred(Value):
     reason: DeferReason
 
 
+class TimedOut(Value):
+    """The attempt's own time ran out; another attempt may end better."""
+
+    kind: Literal["timed_out"] = "timed_out"
+
+
 class TaskOutcome(Value):
     """From a worker: how one attempt ended. Never the document itself: that lies where `result` says."""
 
@@ -114,7 +120,7 @@ class TaskOutcome(Value):
     worker: str
     duration_ms: int
     ended_at: datetime
-    ending: Annotated[Succeeded | Failed | Skipped | Deferred, Field(discriminator="kind")]
+    ending: Annotated[Succeeded | Failed | TimedOut | Skipped | Deferred, Field(discriminator="kind")]
 
 
 def lines_of(items: Sequence[Value]) -> bytes:

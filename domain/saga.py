@@ -11,7 +11,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from uuid import UUID
 
-from domain.commands import Deferred, ExpireTasks, Failed, Rules, Skipped, SubmitLookup, Succeeded, TaskOutcome
+from domain.commands import Deferred, ExpireTasks, Failed, Rules, Skipped, SubmitLookup, Succeeded, TaskOutcome, TimedOut
 from events.facts import (
     Erased,
     Fact,
@@ -202,8 +202,7 @@ def due_at(saga: LookupSaga, rules: Rules) -> datetime | None:
 
 def _deserves_another_attempt(saga: LookupSaga, outcome: TaskOutcome, rules: Rules, now: datetime) -> bool:
     return (
-        isinstance(outcome.ending, Failed)
-        and outcome.ending.transient
+        (isinstance(outcome.ending, TimedOut) or (isinstance(outcome.ending, Failed) and outcome.ending.transient))
         and outcome.attempt < rules.attempts_max[outcome.service]
         and now < saga.submitted.expires_at
     )
@@ -239,6 +238,8 @@ def _fact_of(outcome: TaskOutcome, now: datetime) -> JobFact:
                 duration_ms=outcome.duration_ms,
                 failed_at=now,
             )
+        case TimedOut():
+            return TaskTimedOut(job_id=outcome.job_id, service=outcome.service, attempt=outcome.attempt, timed_out_at=now)
         case Skipped(reason=reason, message=message):
             return TaskSkipped(job_id=outcome.job_id, service=outcome.service, reason=reason, message=message, skipped_at=now)
         case Deferred(until=until, reason=reason):

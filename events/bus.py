@@ -43,7 +43,7 @@ class BusUnavailable(Exception):  # noqa: N818 - a state, in the field's words
     """The broker did not confirm. The message may or may not be there: publish it again."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Delivery:
     """One message as it was handed out. `delivery_count` is 1 the first time; `token` is the transport's own."""
 
@@ -58,6 +58,9 @@ class Inbox(Protocol):
 
     async def take(self, limit: int) -> list[Delivery]:
         """Wait for at least one delivery, then give what is there, at most `limit`."""
+
+    def waiting(self) -> list[Delivery]:
+        """What has been handed to us and not been taken yet; taken by this call."""
 
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
         """These are done with. Losing an acknowledgement means a second delivery, never a lost one."""

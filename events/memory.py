@@ -107,6 +107,9 @@ class MemoryInbox:
                 taken.append(delivery)
             return taken
 
+    def waiting(self) -> list[Delivery]:
+        return []
+
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
         async with self._arrived:
             for delivery in deliveries:

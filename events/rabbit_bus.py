@@ -186,6 +186,12 @@ class RabbitInbox:
             taken.append(self._waiting.get_nowait())
         return taken
 
+    def waiting(self) -> list[Delivery]:
+        waiting: list[Delivery] = []
+        while not self._waiting.empty():
+            waiting.append(self._waiting.get_nowait())
+        return waiting
+
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:
             with suppress(*_DOWN):  # Lost with the connection: it is delivered again, which is promised.

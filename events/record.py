@@ -60,6 +60,8 @@ class Recorded:
     stream_id: UUID
     stream_version: int
     fact: Fact
+    hash: str
+    recorded_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,15 @@ def write(
 
 def read(stored: StoredFact) -> Recorded:
     """The fact of a row, in its current version. Raises `UnknownFact` for a topic that this program does not know."""
-    return Recorded(stored.position, stored.stream_id, stored.stream_version, fact_of(stored.topic, stored.state))
+    envelope = envelope_of(stored.state)
+    return Recorded(
+        stored.position,
+        stored.stream_id,
+        stored.stream_version,
+        fact_of(stored.topic, stored.state),
+        hash_of(stored.state).hex(),
+        datetime.fromisoformat(envelope["recorded_at"]),
+    )
 
 
 def fact_of(topic: str, state: bytes) -> Fact:

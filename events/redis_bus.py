@@ -169,6 +169,12 @@ class RedisInbox:
             taken.append(self._waiting.get_nowait())
         return taken
 
+    def waiting(self) -> list[Delivery]:
+        waiting: list[Delivery] = []
+        while not self._waiting.empty():
+            waiting.append(self._waiting.get_nowait())
+        return waiting
+
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
         entry_ids = [cast("bytes", delivery.token) for delivery in deliveries]
         for _ in entry_ids:

@@ -5,13 +5,14 @@ to `previous_position` or later may fold it; one that has not has missed somethi
 """
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 import orjson
 
 from events.catalog import FACTS, TOPICS, fact_type
-from events.record import Recorded, StoredFact, envelope_of, fact_of, whole_fact
+from events.record import Recorded, StoredFact, envelope_of, fact_of, hash_of, whole_fact
 
 CONTENT_TYPE = "application/cloudevents-batch+json"
 
@@ -38,7 +39,14 @@ def read_batch(body: bytes) -> list[Recorded]:
 def _recorded(event: Mapping[str, Any]) -> Recorded:
     # Back to bytes and then straight into the model: strict JSON rules apply, and it is faster than one large union type.
     fact = fact_type(event["type"]).model_validate_json(orjson.dumps(event["data"]))
-    return Recorded(int(event["sequence"]), UUID(event["subject"]), event["streamversion"], fact)
+    return Recorded(
+        int(event["sequence"]),
+        UUID(event["subject"]),
+        event["streamversion"],
+        fact,
+        event["facthash"],
+        datetime.fromisoformat(event["time"]),
+    )
 
 
 def _cloud_event(stored: StoredFact, source: str) -> bytes:
@@ -56,7 +64,7 @@ def _cloud_event(stored: StoredFact, source: str) -> bytes:
     head = (
         f'{{"specversion":"1.0","id":"{envelope["event_id"]}","source":"{source}","type":"{topic}"'
         f',"subject":"{stored.stream_id}","time":"{envelope["recorded_at"]}","datacontenttype":"application/json"'
-        f',"sequence":"{stored.position}","streamversion":{stored.stream_version}{extensions},"data":'
+        f',"sequence":"{stored.position}","streamversion":{stored.stream_version},"facthash":"{hash_of(stored.state).hex()}"{extensions},"data":'
     )
     return head.encode() + data + b"}"
 

@@ -22,7 +22,7 @@ class ResultDocuments(Protocol):
     """Stores and finds documents. Both methods may raise `ResultsUnavailable`."""
 
     async def put(self, job_id: UUID, document: bytes) -> ResultReference:
-        """Store a document of at most `DOCUMENT_BYTES_MAX` bytes; durable when this returns. Storing it twice is storing it once."""
+        """Store a document of at most `DOCUMENT_BYTES_MAX` bytes; durable when this returns. Twice is the same as once."""
 
     async def get(self, references: Sequence[ResultReference]) -> Mapping[str, bytes]:
         """The documents by their key, each checked against its SHA-256. One that is missing or damaged is not in the answer."""

@@ -1,8 +1,8 @@
 """Deadlines: see to it that every job ends in time, whatever died.
 
 The to-do list is a projection (`DueJobs`, filled by `app/wiring.py`): which jobs have something due. What to do about one is
-decided by its saga from its own facts, so a list that is wrong or late costs a look, never an answer. Where the list is behind or
-absent, the open jobs are read from the log.
+decided by its saga from its own facts, so a list that is wrong or late costs a look, never an answer. Where the list is behind
+or absent, the open jobs are read from the log.
 """
 
 import asyncio

@@ -1,8 +1,8 @@
 """Gather: outcomes become facts. Each counts once, however often it comes.
 
 Promise: a delivery is acknowledged after the facts that it led to are committed, never before. What cannot be committed stays
-unacknowledged and comes again. All outcomes of one job that are in hand are one decision; the decisions of all jobs in hand wait
-together in the store's group commit.
+unacknowledged and comes again. All outcomes of one job that are in hand are one decision; the decisions of all jobs in hand
+wait together in the store's group commit.
 """
 
 import asyncio

@@ -4,7 +4,7 @@ Promises:
 
 - **At least once.** A checkpoint moves only after the broker confirmed. Facts and commands have their own.
 - **One at a time.** The leader holds an advisory lock on a connection of its own, which the database ends when it falls silent
-  (`idle_session_timeout`): a frozen leader loses the lock, and when it wakes it can only publish again what was published before.
+  (`idle_session_timeout`): a frozen leader loses the lock, and when it wakes it can only publish again what was published.
 - **No queue holds up the rest.** A queue that takes nothing is tried again within a bound, then passed over: the deadlines
   dispatch its tasks again.
 """
@@ -186,8 +186,8 @@ class Relay:
             streams = await self.store.read(job_ids)
             commands: dict[Queue, list[LookUp]] = {}
             for stream in streams.values():
-                for command in _open_commands([stored for stored in stream if stored.position <= passed]):
-                    commands.setdefault(COMMANDS[command[0]], []).append(command[1])
+                for queue, command in _open_commands([stored for stored in stream if stored.position <= passed]):
+                    commands.setdefault(queue, []).append(command)
                     published += 1
             if commands:
                 await self._publish_commands(commands)
@@ -215,7 +215,7 @@ def commands_of(stretch: Sequence[StoredFact], now: datetime) -> dict[Queue, lis
 _DISPATCHED = TOPICS[TasksDispatched]
 
 
-def _open_commands(stream: Sequence[StoredFact]) -> list[tuple[tuple[Service, object], LookUp]]:
+def _open_commands(stream: Sequence[StoredFact]) -> list[tuple[Queue, LookUp]]:
     """The last command of each task of a job that still waits for its outcome."""
     if not stream:
         return []
@@ -225,7 +225,7 @@ def _open_commands(stream: Sequence[StoredFact]) -> list[tuple[tuple[Service, ob
         task.service: (fact, task) for fact in facts if isinstance(fact, TasksDispatched) for task in fact.tasks
     }
     return [
-        ((service, saga.submitted.priority), _command(*last[service], None))
+        (COMMANDS[service, saga.submitted.priority], _command(*last[service], None))
         for service, task in saga.open_tasks.items()
         if task.dispatched_at is not None and not isinstance(last[service][0].target, Erased)
     ]

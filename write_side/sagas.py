@@ -1,7 +1,7 @@
 """The repository of sagas: load, decide, append; on a conflict load and decide again.
 
-A bounded cache of states saves the read. It needs no care: the expected version guards every append, and a state that was out of
-date is loaded again.
+A bounded cache of states saves the read. It needs no care: the expected version guards every append, and a state that was out
+of date is loaded again.
 """
 
 from collections import OrderedDict

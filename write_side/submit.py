@@ -36,7 +36,9 @@ class Submitter:
     new_id: Callable[[], UUID]
     tenant: str
 
-    async def submit(self, target: Target, services: Sequence[Service], cause: Cause) -> Accepted:
+    async def submit(
+        self, target: Target, services: Sequence[Service], cause: Cause, *, requested_by: str | None
+    ) -> Accepted:
         command = SubmitLookup(
             job_id=self.new_id(),
             tenant=self.tenant,
@@ -44,7 +46,7 @@ class Submitter:
             services=services,
             refusals=self._refusals(target, services),
             command_ids={service: self.new_id() for service in services},
-            requested_by=cause.actor,
+            requested_by=requested_by,
             now=self.now(),
         )
         facts = saga.submit(command, self.rules)

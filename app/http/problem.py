@@ -1,0 +1,22 @@
+"""Errors as RFC 9457 problem+json that also carry `error`, the message, for clients of the older service."""
+
+from collections.abc import Mapping
+from http import HTTPStatus
+
+import orjson
+from aiohttp import web
+
+TYPE_PREFIX = "urn:lookup:problem:"
+
+
+def problem(status: int, code: str, message: str, *, headers: Mapping[str, str] | None = None) -> web.Response:
+    """A response for a client to act on: `code` is stable, `message` is ours, never an exception's text."""
+    body = {
+        "type": TYPE_PREFIX + code,
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": message,
+        "code": code,
+        "error": message,
+    }
+    return web.Response(status=status, body=orjson.dumps(body), content_type="application/problem+json", headers=headers)

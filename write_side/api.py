@@ -1,0 +1,77 @@
+"""The command side's routes: take a request apart, hand it to `submit`, say what became of it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from uuid import UUID
+
+import orjson
+from aiohttp import web
+
+from domain.services import InvalidServices, parse_services
+from domain.target import InvalidTarget, parse_target
+from events.record import Cause
+from events.store import OutcomeUnknown, StoreUnavailable
+from write_side.submit import Submitter
+
+SUBMITTED = "Job submitted successfully. Poll the status URL to check progress."
+NOT_AN_OBJECT = 'The request body must be a JSON object like {"target": "example.com"}'
+STORE_UNAVAILABLE = "The job could not be stored right now. Nothing was accepted; try again shortly."
+OUTCOME_UNKNOWN = "The connection to the store broke while the job was being stored. It may or may not have been accepted."
+RETRY_AFTER_S = 2
+POLL_AFTER_S = 1
+ANONYMOUS = "anonymous"
+"""The actor in an envelope, which is never erased. The client's address goes into `requested_by`, which is erasable."""
+
+Problem = Callable[..., web.Response]
+"""`app.http.problem.problem`: (status, code, message, headers) -> a problem+json response."""
+
+
+@dataclass(frozen=True)
+class WriteApi:
+    """The routes over `submitter`."""
+
+    submitter: Submitter
+    problem: Problem
+    new_id: Callable[[], UUID]
+
+    def routes(self) -> list[web.RouteDef]:
+        return [web.post("/api/lookup", self.submit)]
+
+    async def submit(self, request: web.Request) -> web.Response:
+        body = _object_of(await request.read())
+        if body is None:
+            return self.problem(400, "invalid_json", NOT_AN_OBJECT)
+        try:
+            target = parse_target(body.get("target"))
+            services = parse_services(body.get("services"))
+        except (InvalidTarget, InvalidServices) as invalid:
+            return self.problem(400, invalid.code, invalid.message)
+        cause = Cause(
+            actor=ANONYMOUS,
+            correlation_id=self.new_id(),
+            request_id=request.get("request_id"),
+            traceparent=request.headers.get("traceparent"),
+        )
+        try:
+            accepted = await self.submitter.submit(target, services, cause, requested_by=request.remote)
+        except StoreUnavailable:
+            return self.problem(503, "store_unavailable", STORE_UNAVAILABLE, headers={"Retry-After": str(RETRY_AFTER_S)})
+        except OutcomeUnknown:
+            return self.problem(503, "outcome_unknown", OUTCOME_UNKNOWN, headers={"Retry-After": str(RETRY_AFTER_S)})
+        return _accepted(accepted.job_id, accepted.position)
+
+
+def _accepted(job_id: UUID, position: int) -> web.Response:
+    status_url = f"/api/lookup/{job_id}"
+    body = {"jobId": job_id, "statusUrl": status_url, "message": SUBMITTED, "position": position}
+    headers = {"Location": status_url, "Retry-After": str(POLL_AFTER_S)}
+    return web.Response(status=202, body=orjson.dumps(body), content_type="application/json", headers=headers)
+
+
+def _object_of(body: bytes) -> dict[str, object] | None:
+    """The request's JSON object, else None. orjson refuses NaN, invalid UTF-8, lone surrogates and deep nesting."""
+    try:
+        parsed = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return None
+    return parsed if isinstance(parsed, dict) else None
