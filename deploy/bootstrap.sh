@@ -24,7 +24,8 @@ chosen_python() {
         if is_new_enough "$candidate"; then echo "$candidate"; return; fi
     done
     say 'Python 3.11 or newer is needed, and none was found on the PATH.'
-    say 'Install one (Debian, Ubuntu: apt-get install python3 python3-venv), or name it: make run PYTHON=/path/to/python3'
+    say 'Install one (Debian 12 and Ubuntu 24.04 or newer: apt-get install python3 python3-venv; Ubuntu 22.04: python3.11 python3.11-venv),'
+    say 'or name it: make run PYTHON=/path/to/python3'
     return 1
 }
 

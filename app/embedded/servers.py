@@ -13,6 +13,7 @@ from pathlib import Path
 
 from app.embedded.child import living_in
 from app.embedded.failure import EmbeddedError
+from app.embedded.files import give_to_owner_of, new_log, write_private
 from app.embedded.postgres import SOCKET_NAME, Postgres
 from app.embedded.programs import programs_for
 from app.embedded.valkey import Valkey
@@ -21,7 +22,7 @@ CACHE_DIR = Path("/var/cache/distributed-lookup")
 """Where a copy of the programs goes when root starts them and their user may not enter the virtual environment."""
 
 _SOCKET_PATH_BYTES_MAX = 107
-_LOCK_WAIT_S = 2.0
+_LOCK_WAIT_S = 0.5
 _LAST_RUN_WAIT_S = 30.0
 
 
@@ -90,7 +91,7 @@ class Embedded:
         self._clear_after_a_crash()
         seen_from = self._reachable_path()
         for kind in self._wanted:
-            server = kind(self._data_dir / kind.name, seen_from / kind.name, _new_log(self._data_dir / f"{kind.name}.log"))
+            server = kind(self._data_dir / kind.name, seen_from / kind.name, new_log(self._data_dir / f"{kind.name}.log"))
             _wait_for_last_run(server)
             self._running.append(server)
             server.launch(programs_for(server.account, self._cache_dir))
@@ -107,7 +108,7 @@ class Embedded:
             "redis_url": servers.redis_url,
             "short_path": str(self._short_path or ""),
         }
-        _write_private(self._note, json.dumps(note, indent=2) + "\n")
+        write_private(self._note, json.dumps(note, indent=2) + "\n")
         return servers
 
     def _reachable_path(self) -> Path:
@@ -171,7 +172,7 @@ def _short_folder() -> Path:
 def _take_lock(data_dir: Path) -> int:
     """The descriptor that holds `data_dir` for us; the kernel lets go of it when we die."""
     lock = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    _give_to_owner_of(data_dir, lock)
+    give_to_owner_of(data_dir, lock)
     give_up_at = time.monotonic() + _LOCK_WAIT_S
     while True:
         try:
@@ -200,26 +201,3 @@ def _wait_for_last_run(server: Postgres | Valkey) -> None:
                 f"A {server.name} of an earlier run (process {left}) still works in {server.folder}. End it first."
             )
         time.sleep(0.05)
-
-
-def _new_log(path: Path) -> Path:
-    """One log per start; the one before is kept beside it."""
-    if path.exists():
-        path.replace(path.with_name(f"{path.name}.1"))
-    _write_private(path, "")
-    return path
-
-
-def _write_private(path: Path, text: str) -> None:
-    draft = path.with_name(f"{path.name}.new")
-    draft.unlink(missing_ok=True)
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        _give_to_owner_of(path.parent, file.fileno())
-        file.write(text)
-    draft.replace(path)
-
-
-def _give_to_owner_of(folder: Path, descriptor: int) -> None:
-    """One run with sudo must not shut the folder's owner out of the next."""
-    if os.geteuid() == 0:
-        os.fchown(descriptor, folder.stat().st_uid, folder.stat().st_gid)

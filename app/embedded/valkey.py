@@ -10,6 +10,7 @@ import redis
 
 from app.embedded.child import account_for, check_owner, end, launch, make_folder
 from app.embedded.failure import EmbeddedError
+from app.embedded.files import write_private
 from app.embedded.programs import Programs, major_version
 
 SOCKET_NAME = "valkey.sock"
@@ -88,7 +89,7 @@ class Valkey:
                 "Start the release that wrote it, or give another --data-dir."
             )
         if not note.exists() or found < ours:
-            note.write_text(f"{ours}\n")
+            write_private(note, f"{ours}\n")
 
 
 def _answers(client: redis.Redis) -> bool:
