@@ -146,8 +146,9 @@ class Network:
     refreshing: asyncio.Task[None] | None = None
 
     async def addresses_of(self, target: Target, refusal: Refusal) -> list[str]:
-        """The target itself, or its name's addresses: A before AAAA, at least one, at most `ADDRESSES_MAX`.
+        """The target itself, or its name's addresses: A before AAAA, ascending, at least one, at most `ADDRESSES_MAX`.
 
+        Name servers rotate their answers; in one order, all services of a job mean the same address by the first.
         An IPv4 address in IPv6 clothes (RFC 4291 section 2.5.5.2) comes out as the IPv4 address that it is.
 
         Fails with `address_refused` when `refusal` objects to any of them: a name must not smuggle a forbidden address in
@@ -169,13 +170,14 @@ class Network:
 
     async def _addresses(self, name: str, kind: str) -> list[str] | LookupFailed:
         try:
-            return [_unmapped(record.to_text()) for record in await self.records(name, kind)]
+            addresses = [ipaddress.ip_address(record.to_text()) for record in await self.records(name, kind)]
+            return [_unmapped(str(address)) for address in sorted(addresses, key=int)]
         except LookupFailed as failure:
             # Half an answer is enough: many name servers know A and stumble over AAAA.
             return failure
 
     async def records(self, name: str | dns.name.Name, kind: str) -> list[dns.rdata.Rdata]:
-        """The records in the order of the answer; none when the name, or this kind of record, does not exist.
+        """The records in no order; none when the name, or this kind of record, does not exist.
 
         Fails with `timeout` or `name_resolution_failed`, both transient.
         """

@@ -15,7 +15,8 @@ NAMES_MAX = 32
 class ReverseDNSResult(Result):
     r"""`found` false = the address has no name, which is true of most. `queriedAtUtc` is when the answer was in.
 
-    `hostName` is the first PTR record in the order of the answer, `aliases` are the others; all without the final dot,
+    `hostName` is the first name in alphabetical order and `aliases` are the others, because records of one name have no order
+    (RFC 2181 section 5) and servers rotate them: the same names give the same document. They come without the final dot,
     unprintable bytes as `\ddd` (RFC 1035 section 5.1). `addresses` are what `hostName` itself resolves to, none when it does
     not: the address looked up should be among them, and where it is not, the name is only claimed.
     """
@@ -35,7 +36,7 @@ async def look_up(target: Target, net: Network) -> ReverseDNSResult:
     names = [name for record in records if (name := printable(record.to_text().rstrip(".")))]
     if not names:
         return ReverseDNSResult(input=target.canonical, found=False, queried_at_utc=net.now())
-    host_name, *aliases = list(dict.fromkeys(names))[:NAMES_MAX]
+    host_name, *aliases = sorted(set(names))[:NAMES_MAX]
     addresses = await _addresses_of(host_name, net)
     return ReverseDNSResult(
         input=target.canonical,

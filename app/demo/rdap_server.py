@@ -44,11 +44,12 @@ TANGLED: dict[str, Any] = {
 
 
 class RdapServer:
-    """Serves until `stop`. `served` holds the last (path, status, If-None-Match) triples, for tests."""
+    """Serves until `stop`. `served` holds the last (path, status, If-None-Match) triples and `hosts` the Host headers."""
 
     def __init__(self) -> None:
         self.base_url = ""
         self.served: deque[tuple[str, int, str | None]] = deque(maxlen=1000)
+        self.hosts: deque[str] = deque(maxlen=1000)
         self.bootstrap_files: dict[str, bytes] = {}
         self._app = web.Application(middlewares=[self._record])
         self._app.router.add_get("/ip/{address}", self._ip)
@@ -69,6 +70,7 @@ class RdapServer:
 
     @web.middleware
     async def _record(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        self.hosts.append(request.host)
         response: web.StreamResponse = await handler(request)
         self.served.append((request.path, response.status, request.headers.get("If-None-Match")))
         return response
