@@ -129,7 +129,7 @@ class Servers:
 
     def environment_of(self, name: str, declared: Mapping[str, Any]) -> dict[str, str]:
         own = {"LOOKUP_HOST": "127.0.0.1", "LOOKUP_PORT": str(self.ports.get(name, 0))}
-        return {key: own.get(key) or self._on_loopback(str(value)) for key, value in declared.items()}
+        return {key: own[key] if key in own else self._on_loopback(str(value)) for key, value in declared.items()}
 
     def _on_loopback(self, value: str) -> str:
         url = urlsplit(value)
@@ -141,7 +141,8 @@ class Servers:
             case "redis":
                 return self.redis_url
             case "rabbitmq":
-                return self.broker_url
+                # Empty is the product's word for "no RabbitMQ: Redis streams".
+                return self.broker_url if self.broker_url.startswith("amqp") else ""
             case _:
                 return value
 
@@ -156,6 +157,7 @@ def _same_user_at(url: str, server_url: str) -> str:
 class ComposeParts:
     """The parts of compose.yaml, each a process of its own.
 
+    `broker_url` is an `amqp://` one; anything else stands for no RabbitMQ, and the parts use Redis streams on `redis_url`.
     `env` is laid over every part's environment; it may also give the passwords of compose.yaml's roles
     (`POSTGRES_APP_PASSWORD`, ...). `parts` names the services to start (default: all of ours, and the gateway where HAProxy
     is installed); `migrate` always runs first. Each part writes to `work_dir/<part>.log`.

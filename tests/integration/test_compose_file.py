@@ -232,6 +232,12 @@ def test_everything_waits_for_the_migration() -> None:
     assert {PARTS[name]["depends_on"][ONE_SHOT]["condition"] for name in waiting} == {"service_completed_successfully"}
 
 
+@pytest.mark.parametrize("name", sorted(PARTS.keys() - {ONE_SHOT}))
+def test_no_part_counts_as_reachable_from_its_own_machine_only(name: str) -> None:
+    """Such a part may probe loopback, and a container's loopback is nobody's business."""
+    assert PARTS[name]["environment"]["LOOKUP_HOST"] == "0.0.0.0"
+
+
 def test_redis_keeps_what_it_was_told() -> None:
     *_, script = SERVICES["redis"]["command"]
 
@@ -278,7 +284,7 @@ def test_on_loopback_a_part_keeps_its_role_and_changes_its_server() -> None:
     here = Servers(
         database_owner_url="postgresql://me:mine@127.0.0.1:5555/lookup_7?application_name=t",
         redis_url="redis://127.0.0.1:6666/3",
-        broker_url="redis://127.0.0.1:6666/4",
+        broker_url="amqp://guest:guest@127.0.0.1:5666/v",
         ports={"write": 7777},
     )
 
@@ -288,7 +294,7 @@ def test_on_loopback_a_part_keeps_its_role_and_changes_its_server() -> None:
     assert write == {
         "LOOKUP_DATABASE_URL": "postgresql://lookup_app:s3cret@127.0.0.1:5555/lookup_7?application_name=t",
         "LOOKUP_REDIS_URL": "redis://127.0.0.1:6666/3",
-        "LOOKUP_BROKER_URL": "redis://127.0.0.1:6666/4",
+        "LOOKUP_BROKER_URL": "amqp://guest:guest@127.0.0.1:5666/v",
         "LOOKUP_LOG_FORMAT": "json",
         "LOOKUP_HOST": "127.0.0.1",
         "LOOKUP_PORT": "7777",
