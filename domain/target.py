@@ -186,6 +186,7 @@ def _international(label: str) -> str:
     except UnicodeError as error:
         raise _not_idna(label) from error
     if label.isascii() and encoded != label:
+        # Older releases of idna decode a second spelling of the same label without a word (RFC 5891 section 5.3).
         raise _not_idna(label)
     return encoded
 
