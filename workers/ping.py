@@ -1,10 +1,12 @@
 """Ping: does the target answer, and how fast. ICMP echoes where the kernel lets us, TCP connects where it does not."""
 
 import asyncio
+import ctypes
 import secrets
 import socket
+import struct
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from time import perf_counter
 from typing import Literal, NamedTuple
 
@@ -22,7 +24,8 @@ ICMP_HEADER_BYTES = 8
 PAYLOAD_BYTES = 56
 
 IP_RECVTTL = 12
-"""Linux's number; Python 3.11's socket module does not name it."""
+SO_ATTACH_FILTER = 26
+"""Linux's numbers; Python 3.11's socket module does not name them."""
 
 
 class Echo(Result):
@@ -105,9 +108,11 @@ async def _icmp(address: str, settings: PingSettings, *, privileged: bool) -> li
     with closing(kind(privileged=privileged)) as icmp:
         _ask_for_hop_limits(icmp.sock)
         icmp.blocking = False
-        # A ping of its own number, and the number of each echo, and its random payload: three things that a reply must bring
-        # back, because raw sockets hear the replies to all pings of the host, other containers' included.
+        # A reply must bring back three things: the ping's number, the echo's sequence and its random payload. A raw socket
+        # hears the replies to all pings of the host, and another process may well count its pings from the same number.
         number = unique_identifier()
+        if privileged:
+            _hear_only(number, icmp)
         echoes = []
         for sequence in range(settings.echoes):
             await asyncio.sleep(settings.interval_s if sequence else 0)
@@ -194,6 +199,30 @@ def _numbers(message: bytes) -> tuple[int, int]:
 
 def _ipv4_header_bytes(packet: bytes) -> int:
     return (packet[0] & 0x0F) * 4 if packet else 0
+
+
+def _hear_only(number: int, icmp: ICMPv4Socket | ICMPv6Socket) -> None:
+    """Has the kernel drop echo requests, and the replies to other pings, before they queue up on a raw socket.
+
+    Without it each of n pings reads the replies of all n, and at a few hundred the queues overflow: answered echoes look lost.
+    """
+    v6 = isinstance(icmp, ICMPv6Socket)
+    reply, request = (129, 128) if v6 else (0, 8)
+    # Classic BPF: (code, jump if true, jump if false, operand). X is where the ICMP message starts.
+    program = [
+        (0x01, 0, 0, 0) if v6 else (0xB1, 0, 0, 0),  # X = 0, or the length of the IPv4 header
+        (0x50, 0, 0, 0),  # A = type
+        (0x15, 0, 2, reply),
+        (0x48, 0, 0, 4),  # A = identifier
+        (0x15, 1, 2, number),
+        (0x15, 1, 0, request),
+        (0x06, 0, 0, 0xFFFF),  # keep
+        (0x06, 0, 0, 0),  # drop
+    ]
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *instruction) for instruction in program))
+    with suppress(OSError):
+        # A kernel without filters only makes us read more.
+        icmp.sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", len(program), ctypes.addressof(code)))
 
 
 def _ask_for_hop_limits(sock: socket.socket) -> None:

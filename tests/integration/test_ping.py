@@ -76,12 +76,14 @@ async def test_ipv4_address_in_ipv6_clothes_is_pinged_as_what_it_is(peers: DemoP
     assert (then.address, then.packets_received) == ("127.0.0.1", 4)
 
 
-async def test_pings_at_the_same_time_each_get_their_own_replies(peers: DemoPeers) -> None:
-    settings = PingSettings(interval_s=0.01)
+@pytest.mark.parametrize("asked", ["127.0.0.1", "::1"])
+async def test_pings_at_the_same_time_lose_nothing_to_each_other(peers: DemoPeers, asked: str) -> None:
+    """A raw socket hears the replies to all pings of the host; unfiltered, a few hundred pings drown in each other's."""
+    settings = PingSettings(interval_s=0.01, reply_timeout_s=5.0)
     async with network(peers.settings, ping=settings) as net:
-        then = await asyncio.gather(*(ping.look_up(address(f"127.0.0.{number}"), net) for number in range(1, 31)))
+        then = await asyncio.gather(*(ping.look_up(address(asked), net) for _ in range(300)))
 
-    assert [result.packets_received for result in then] == [4] * 30
+    assert sum(result.packets_received for result in then) == 1200
 
 
 @pytest.mark.parametrize(
