@@ -65,7 +65,7 @@ def migrate(owner_url: str, log_id: UUID, passwords: Mapping[str, str | None]) -
             for role, rights in RIGHTS.items():
                 _make_role(conn, role, passwords.get(role))
                 for right in rights:
-                    conn.execute(sql.SQL(right).format(role=sql.Identifier(role)))  # type: ignore[arg-type]
+                    conn.execute(sql.SQL(right).format(role=sql.Identifier(role)))
     except psycopg.errors.InsufficientPrivilege as error:
         raise MigrationFailed("This role may not make tables and roles. Give LOOKUP_DATABASE_OWNER_URL an owner's.") from error
     except (psycopg.Error, ConnectionError) as error:

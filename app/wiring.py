@@ -1,0 +1,269 @@
+"""The composition root: which part gets which dependency. The only place that knows all packages.
+
+A part is a coroutine that runs until cancelled. `app/parts.py` keeps it running; here is what it is made of.
+"""
+
+import ipaddress
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property, partial
+from typing import Any
+from uuid import UUID
+
+import orjson
+from aiohttp import web
+from psycopg import AsyncConnection
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+from uuid_utils.compat import uuid7
+
+from app import health
+from app.http.problem import problem
+from app.settings import Settings
+from domain.address_policy import AddressPolicy
+from domain.services import SERVICES
+from events.bus import Bus
+from events.facts import Service
+from events.postgres import PostgresStore
+from events.rabbit_bus import RabbitBus
+from events.record import SALT_BYTES
+from events.redis_bus import RedisBus
+from events.store import Scribe
+from projections.projector import Projector
+from projections.views import DUE, Keys
+from read_side.api import ReadApi
+from read_side.page import page_routes
+from read_side.queries import JobQueries
+from results.postgres import PostgresDocuments
+from workers import geoip, ping, rdap, reverse_dns
+from workers.lookup import LookUp, Result
+from workers.network import Network, NetworkSettings, PingSettings, open_network
+from workers.runner import Worker
+from write_side import checkpoints
+from write_side.api import WriteApi
+from write_side.deadlines import Deadlines
+from write_side.gather import Gatherer
+from write_side.relay import Relay
+from write_side.sagas import Sagas
+from write_side.submit import Submitter
+
+DUE_LIST_GOOD_FOR_MS = 10_000
+LOOPBACK = (ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128"))
+
+WORKERS: dict[Service, Callable[[Any, Network], Awaitable[Result]]] = {
+    Service.GEOIP: geoip.look_up,
+    Service.PING: ping.look_up,
+    Service.RDAP: rdap.look_up,
+    Service.REVERSE_DNS: reverse_dns.look_up,
+}
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+def new_id() -> UUID:
+    return uuid7()
+
+
+@dataclass
+class Wiring:
+    """Makes the parts from the settings. `network_settings` overrides what the settings say (the demo's local peers).
+
+    `lookups` replaces the real lookups: `bench/` measures the machinery with ones that do nothing.
+    """
+
+    settings: Settings
+    network_settings: NetworkSettings | None = None
+    lookups: dict[Service, LookUp] | None = None
+    keys: Keys = field(default_factory=Keys)
+
+    # --- connections --------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def store(self) -> PostgresStore:
+        """One for the whole process: what its parts append at the same time goes down in one transaction."""
+        assert self.settings.database_url is not None
+        return PostgresStore(self.settings.database_url, Scribe(utc_now, new_id, partial(os.urandom, SALT_BYTES)))
+
+    @cached_property
+    def redis(self) -> Redis:
+        assert self.settings.redis_url is not None
+        return Redis.from_url(self.settings.redis_url, socket_connect_timeout=2.0, socket_timeout=5.0)
+
+    async def aclose(self) -> None:
+        """Close what the parts shared."""
+        if "store" in self.__dict__:
+            await self.store.close()
+        if "redis" in self.__dict__:
+            await self.redis.aclose()
+
+    def bus(self) -> Bus:
+        if self.settings.broker_url is not None:
+            return RabbitBus(self.settings.broker_url)
+        assert self.settings.redis_url is not None
+        return RedisBus(self.settings.redis_url, claim_idle_s=2 * max(self.settings.rules.timeout_s.values()))
+
+    @asynccontextmanager
+    async def documents(self) -> AsyncIterator[PostgresDocuments]:
+        assert self.settings.database_url is not None
+        documents = PostgresDocuments(self.settings.database_url)
+        await documents.open()
+        try:
+            yield documents
+        finally:
+            await documents.close()
+
+    def policy(self) -> AddressPolicy:
+        """Who can reach a service that listens on loopback only can reach loopback without it: so it may probe it, too."""
+        if self.network_settings is not None:
+            return self.network_settings.policy
+        allowed = self.settings.probe_allow
+        if not allowed and _is_loopback(self.settings.host):
+            allowed = LOOPBACK
+        return AddressPolicy(allowed_networks=allowed, ask_about_special=self.settings.ask_about_special)
+
+    # --- HTTP ---------------------------------------------------------------------------------------------------------
+
+    def write_routes(self) -> list[web.RouteDef]:
+        submitter = Submitter(self.store, self.policy(), self.settings.rules, utc_now, new_id, self.settings.tenant)
+        return WriteApi(submitter, problem, new_id).routes()
+
+    def read_routes(self, queries: JobQueries) -> list[web.RouteDef]:
+        return [*ReadApi(queries, problem, _services_body(), self.settings.data_as_string).routes(), *page_routes()]
+
+    def write_checks(self) -> dict[str, health.Check]:
+        broker_url = self.settings.broker_url
+        broker = health.rabbitmq_check(broker_url) if broker_url else health.redis_check(self.redis)
+        return {"store": health.store_check(self.store), "broker": broker}
+
+    def read_checks(self) -> dict[str, health.Check]:
+        return {
+            "redis": health.redis_check(self.redis),
+            "projection": health.projection_check(self.redis, utc_now, self.keys),
+        }
+
+    # --- parts --------------------------------------------------------------------------------------------------------
+
+    async def relay(self) -> None:
+        assert self.settings.database_url is not None
+        async with _started(self.bus()) as bus:
+            await Relay(self.settings.database_url, self.store, bus, utc_now).run()
+
+    async def gather(self) -> None:
+        bus = self.bus()
+        gatherer = Gatherer(Sagas(self.store), bus, self.settings.rules, utc_now, new_id)
+        inbox = gatherer.subscribe()
+        async with _started(bus):
+            await gatherer.run(inbox)
+
+    async def deadlines(self) -> None:
+        await Deadlines(
+            Sagas(self.store, cache_max=2_000),
+            self.store,
+            self._due_jobs,
+            self._relayed_position,
+            self.settings.rules,
+            utc_now,
+            new_id,
+        ).run()
+
+    async def projector(self) -> None:
+        async with self.documents() as documents:
+            await Projector(
+                self.redis, self.store, documents, self.bus(), self.settings.rules, self.settings.retention, utc_now, self.keys
+            ).run()
+
+    async def worker(self, service: Service) -> None:
+        bus = self.bus()
+        async with self.documents() as documents, self._lookup(service) as look_up:
+            worker = Worker(
+                service=service,
+                look_up=look_up,
+                bus=bus,
+                documents=documents,
+                name=f"{service}@{socket.gethostname()}:{os.getpid()}",
+                now=utc_now,
+                concurrency=self.settings.worker_concurrency,
+            )
+            inboxes = worker.subscribe()
+            async with _started(bus):
+                await worker.run(inboxes)
+
+    @asynccontextmanager
+    async def _lookup(self, service: Service) -> AsyncIterator[LookUp]:
+        if self.lookups is not None:
+            yield self.lookups[service]
+            return
+        network = await open_network(self.network_settings or self._network_settings(), utc_now)
+        try:
+            yield partial(_look_up, WORKERS[service], network)
+        finally:
+            await network.aclose()
+
+    def _network_settings(self) -> NetworkSettings:
+        settings = self.settings
+        return NetworkSettings(
+            policy=self.policy(),
+            nameservers=tuple(_host_and_port(server) for server in settings.nameservers),
+            ping=PingSettings(method=settings.ping_method),
+            geoip_mmdb=settings.geoip_mmdb,
+            ip_api_url=settings.ip_api_url,
+            ip_api_per_minute=settings.ip_api_per_minute,
+            rdap_bootstrap_dir=settings.rdap_bootstrap_dir,
+            rdap_refresh=settings.rdap_refresh,
+            rdap_allow_http=settings.rdap_allow_http,
+        )
+
+    async def _due_jobs(self, now: datetime, limit: int) -> Sequence[UUID] | None:
+        now_ms = int(now.timestamp() * 1000)
+        try:
+            due = await self.redis.eval(DUE, 1, self.keys.live, self.keys.prefix, now_ms, DUE_LIST_GOOD_FOR_MS, limit)
+        except (RedisError, OSError):
+            return None
+        return None if due is None else [UUID(job_id.decode()) for job_id in due]
+
+    async def _relayed_position(self) -> int:
+        assert self.settings.database_url is not None
+        async with await AsyncConnection.connect(self.settings.database_url, autocommit=True, connect_timeout=2) as conn:
+            rows = await (await conn.execute(checkpoints.SELECT)).fetchall()
+        return next(position for name, position, _ in rows if name == checkpoints.COMMANDS)
+
+
+@asynccontextmanager
+async def _started(bus: Bus) -> AsyncIterator[Bus]:
+    try:
+        await bus.start()
+        yield bus
+    finally:
+        await bus.stop()
+
+
+async def _look_up(look_up: Callable[[Any, Network], Awaitable[Result]], network: Network, target: Any) -> Result:
+    return await look_up(target, network)
+
+
+def _services_body() -> bytes:
+    return orjson.dumps([{"name": rule.service, "value": rule.value, "description": rule.description} for rule in SERVICES])
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _host_and_port(server: str) -> tuple[str, int]:
+    """`192.0.2.53`, `192.0.2.53:5353`, `2001:db8::53` or `[2001:db8::53]:5353`."""
+    if server.startswith("["):
+        host, _, port = server[1:].partition("]")
+        return host, int(port.removeprefix(":") or 53)
+    if server.count(":") == 1:
+        host, _, port = server.partition(":")
+        return host, int(port)
+    return server, 53
