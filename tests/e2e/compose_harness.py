@@ -25,11 +25,12 @@ IMAGE = "distributed-lookup"
 ONE_SHOT = "migrate"
 GATEWAY = "gateway"
 
-START_S = 60.0
+# Ten Python processes start at once, perhaps on two cores.
+START_S = 90.0
 MIGRATION_S = 60.0
 CHECK_S = 20.0
 STOP_S = 20.0
-POLL_S = 0.2
+POLL_S = 0.4
 TAIL_LINES = 25
 # A check of a part that is no HTTP server starts a Python of its own: with more at once, they only slow the parts down.
 CHECKS_AT_ONCE = 2
@@ -306,6 +307,8 @@ class ComposeParts:
             )
             try:
                 return await asyncio.wait_for(check.wait(), CHECK_S) == 0
+            except TimeoutError:
+                return False
             finally:
                 if check.returncode is None:
                     check.kill()
@@ -316,7 +319,7 @@ class ComposeParts:
         while self.parts[part].poll() is None:
             if asyncio.get_running_loop().time() > deadline:
                 return False
-            await asyncio.sleep(POLL_S / 4)
+            await asyncio.sleep(POLL_S / 8)
         return True
 
     def _assert_alive(self, part: str) -> None:
