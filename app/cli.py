@@ -5,6 +5,7 @@ import gc
 import json
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -13,7 +14,7 @@ from typing import Annotated, Any
 
 import uvloop
 from cyclopts import App, Parameter
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.conninfo import make_conninfo
 from rich.console import Console
 
 from app.embedded.failure import EmbeddedError
@@ -88,8 +89,7 @@ def migrate_command() -> int:
     settings = Settings()
     set_up_logs(settings.log_format, settings.log_level)
     if settings.database_owner_url is None:
-        print("lookup: LOOKUP_DATABASE_OWNER_URL is not set.", file=sys.stderr)
-        return 2
+        return _complain("LOOKUP_DATABASE_OWNER_URL is not set.", 2)
     _migrate(settings)
     print("The database is ready.")
     return 0
@@ -106,10 +106,7 @@ def _part_command(name: str, what: str) -> None:
             if getattr(settings, variable) is None
         ]
         if missing:
-            print(
-                f"lookup: {' and '.join(missing)} must be set to run parts alone (`lookup up` needs neither).", file=sys.stderr
-            )
-            return 2
+            return _complain(f"{' and '.join(missing)} must be set to run parts alone (`lookup up` needs neither).", 2)
         return _run(_serve(settings, parse_parts([name, *more])))
 
     run_parts.__doc__ = f"{what} More parts may be named after it, to run in the same process: `lookup {name} projector`."
@@ -167,11 +164,7 @@ def status_command(
     """Show parts, positions and lag; exit code 1 when something cannot be reached or no part runs."""
     wiring = Wiring(_settings_of_running(data_dir))
     if wiring.settings.database_url is None or wiring.settings.redis_url is None:
-        print(
-            "lookup: nothing runs below this data folder, and no LOOKUP_DATABASE_URL and LOOKUP_REDIS_URL are set.",
-            file=sys.stderr,
-        )
-        return 3
+        return _complain("nothing runs on this data folder, and LOOKUP_DATABASE_URL and LOOKUP_REDIS_URL are not set.", 3)
 
     async def show() -> int:
         try:
@@ -198,12 +191,11 @@ def health(*part: str) -> int:
 
     async def look() -> int:
         try:
-            beats = [
-                beat for beat in await heartbeats(wiring.redis) if beat.part.split(".")[0] == wanted or beat.part == wanted
-            ]
+            beats = [beat for beat in await heartbeats(wiring.redis) if beat.host == socket.gethostname()]
         finally:
             await wiring.aclose()
-        return 0 if beats and all(beat.state == "running" for beat in beats) else 1
+        ours = [beat for beat in beats if f"{beat.part}.".lower().startswith(f"{wanted}.".lower())]
+        return 0 if ours and all(beat.state == "running" for beat in ours) else 1
 
     return asyncio.run(look())
 
@@ -234,7 +226,12 @@ def _settings_of_running(data_dir: Path | None) -> Settings:
 
 
 def _as_role(url: str, role: str) -> str:
-    return make_conninfo(**{**conninfo_to_dict(url), "user": role})
+    return make_conninfo(url, user=role)
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"lookup: {message}", file=sys.stderr)
+    return code
 
 
 def _migrate(settings: Settings) -> None:
@@ -263,10 +260,7 @@ async def _serve(settings: Settings, parts: PartNames, *, demo: bool = False, we
         on_ready: Callable[[str], None] = _welcome if welcome else lambda url: print(f"Listening on {url}", file=sys.stderr)
         await Process(wiring, parts, settings.host, settings.port, on_ready).run(stop)
     except OSError as error:
-        print(
-            f"lookup: {settings.host}:{settings.port} cannot be listened on ({os.strerror(error.errno or 0)}).", file=sys.stderr
-        )
-        return 1
+        return _complain(f"{settings.host}:{settings.port} cannot be listened on ({os.strerror(error.errno or 0)}).", 1)
     finally:
         if peers is not None:
             await peers.stop()

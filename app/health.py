@@ -119,8 +119,9 @@ async def projection_lag_ms(redis: Redis, now: Callable[[], datetime], keys: Key
 
 async def view_meta(redis: Redis, keys: Keys) -> dict[str, str]:
     """What is known of the live generation (`Keys.meta`), with its name as `generation`; empty without one."""
-    generation: Any = await redis.get(keys.live)
-    if generation is None:
+    answer: Any = await redis.get(keys.live)
+    if answer is None:
         return {}
-    fields = await redis.hgetall(keys.meta(generation.decode()))
-    return {name.decode(): value.decode() for name, value in fields.items()} | {"generation": generation.decode()}
+    generation = answer.decode()
+    fields: Any = await redis.hgetall(keys.meta(generation))
+    return {name.decode(): value.decode() for name, value in fields.items()} | {"generation": generation}

@@ -231,7 +231,7 @@ class Wiring:
         assert self.settings.database_url is not None
         async with await AsyncConnection.connect(self.settings.database_url, autocommit=True, connect_timeout=2) as conn:
             rows = await (await conn.execute(checkpoints.SELECT)).fetchall()
-        return next(position for name, position, _ in rows if name == checkpoints.COMMANDS)
+        return int(next(position for name, position, _ in rows if name == checkpoints.COMMANDS))
 
 
 @asynccontextmanager
