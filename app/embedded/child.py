@@ -4,7 +4,7 @@ import ctypes
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,14 +62,20 @@ def check_owner(folder: Path, account: Account) -> None:
 
 
 def launch(
-    command: Sequence[str | Path], *, folder: Path, account: Account, log: Path, if_we_die: signal.Signals
+    command: Sequence[str | Path],
+    *,
+    folder: Path,
+    account: Account,
+    log: Path,
+    if_we_die: signal.Signals,
+    environment: Mapping[str, str] = _ENVIRONMENT,
 ) -> subprocess.Popen[bytes]:
     """Start `command` in `folder`. Call from the main thread: `if_we_die` is sent when the *thread* that forked ends."""
     with log.open("ab") as output:
         return subprocess.Popen(  # noqa: S603 - our own programs and arguments
             command,
             cwd=folder,
-            env=_ENVIRONMENT,
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
