@@ -1,0 +1,149 @@
+"""What every bus promises: the same suite for RabbitMQ, Redis streams and the in-memory twin."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+
+import pytest
+
+from events.bus import COMMANDS, FACTS, OUTCOMES, Bus, Delivery, Inbox
+from events.facts import Priority, Service
+from events.memory import MemoryBus, MemoryInbox
+from events.rabbit_bus import RabbitBus
+from events.redis_bus import RedisBus
+
+CLAIM_IDLE_S = 1.0
+PATIENCE_S = 20.0
+
+OpenBus = Callable[[], Bus]
+
+
+@pytest.fixture(params=["memory", "redis", "rabbitmq"])
+async def open_bus(request: pytest.FixtureRequest) -> AsyncIterator[OpenBus]:
+    """Opens any number of connections to one broker; all are stopped at the end."""
+    opened: list[Bus] = []
+
+    def make() -> Bus:
+        if request.param == "memory":
+            opened.append(opened[0] if opened else MemoryBus())
+        elif request.param == "redis":
+            opened.append(RedisBus(request.getfixturevalue("redis_url"), claim_idle_s=CLAIM_IDLE_S))
+        else:
+            opened.append(RabbitBus(request.getfixturevalue("rabbitmq_vhost_url")))
+        return opened[-1]
+
+    yield make
+    for bus in opened:
+        with suppress(Exception):
+            await bus.stop()
+
+
+async def take(inbox: Inbox, count: int) -> list[Delivery]:
+    taken: list[Delivery] = []
+    async with asyncio.timeout(PATIENCE_S):
+        while len(taken) < count:
+            taken += await inbox.take(count - len(taken))
+    return taken
+
+
+async def test_a_message_arrives_with_body_and_headers(open_bus: OpenBus) -> None:
+    bus = open_bus()
+    inbox = bus.subscribe(FACTS, in_hand_max=4)
+    await bus.start()
+
+    await bus.publish(FACTS, b'[{"a":1}]', {"position": "12", "previous_position": "7"})
+
+    (delivery,) = await take(inbox, 1)
+    assert delivery.body == b'[{"a":1}]'
+    assert (delivery.headers["position"], delivery.headers["previous_position"]) == ("12", "7")
+    assert delivery.delivery_count == 1
+    await inbox.ack([delivery])
+
+
+async def test_what_was_published_before_any_reader_existed_is_delivered(open_bus: OpenBus) -> None:
+    writer = open_bus()
+    await writer.start()
+    for queue in (FACTS, OUTCOMES):
+        await writer.publish(queue, b"early")
+
+    reader = open_bus()
+    inboxes = [reader.subscribe(queue, in_hand_max=4) for queue in (FACTS, OUTCOMES)]
+    await reader.start()
+
+    for inbox in inboxes:
+        (delivery,) = await take(inbox, 1)
+        assert delivery.body == b"early"
+        await inbox.ack([delivery])
+
+
+async def test_queues_do_not_mix(open_bus: OpenBus) -> None:
+    bus = open_bus()
+    lanes = [(Service.PING, Priority.INTERACTIVE), (Service.PING, Priority.BULK), (Service.RDAP, Priority.INTERACTIVE)]
+    inboxes = {lane: bus.subscribe(COMMANDS[lane], in_hand_max=4) for lane in lanes}
+    await bus.start()
+
+    await asyncio.gather(*(bus.publish(COMMANDS[lane], "/".join(lane).encode()) for lane in lanes))
+
+    for lane, inbox in inboxes.items():
+        (delivery,) = await take(inbox, 1)
+        assert delivery.body == "/".join(lane).encode()
+        await inbox.ack([delivery])
+
+
+async def test_no_more_than_the_bound_is_in_hand(open_bus: OpenBus) -> None:
+    bus = open_bus()
+    inbox = bus.subscribe(OUTCOMES, in_hand_max=3)
+    await bus.start()
+    for number in range(8):
+        await bus.publish(OUTCOMES, str(number).encode())
+
+    taken = await take(inbox, 3)
+    one_more = asyncio.ensure_future(inbox.take(1))
+    done, _ = await asyncio.wait({one_more}, timeout=1.0)
+    assert not done
+
+    await inbox.ack(taken)
+    async with asyncio.timeout(PATIENCE_S):
+        taken = await one_more
+        seen = {delivery.body for delivery in taken}
+        while len(seen) < 5:
+            await inbox.ack(taken)
+            taken = await inbox.take(8)
+            seen |= {delivery.body for delivery in taken}
+    assert seen == {b"3", b"4", b"5", b"6", b"7"}
+    await inbox.ack(taken)
+
+
+async def test_what_a_reader_left_unacknowledged_comes_again_and_is_counted(open_bus: OpenBus) -> None:
+    first = open_bus()
+    inbox = first.subscribe(OUTCOMES, in_hand_max=4)
+    await first.start()
+    await first.publish(OUTCOMES, b"kept")
+    await first.publish(OUTCOMES, b"done")
+    taken = {delivery.body: delivery for delivery in await take(inbox, 2)}
+    await inbox.ack([taken[b"done"]])
+
+    if isinstance(first, MemoryBus):
+        assert isinstance(inbox, MemoryInbox)
+        await inbox.give_back()
+    else:
+        await first.stop()
+    second = open_bus()
+    inbox = second.subscribe(OUTCOMES, in_hand_max=4)
+    await second.start()
+
+    (again,) = await take(inbox, 1)
+    assert again.body == b"kept"
+    assert again.delivery_count > 1
+    await inbox.ack([again])
+
+
+async def test_the_epoch_is_kept_by_the_broker(open_bus: OpenBus) -> None:
+    bus = open_bus()
+    await bus.start()
+    assert await bus.read_epoch() is None
+
+    await bus.write_epoch("log-1")
+
+    assert await bus.read_epoch() == "log-1"
+    assert await bus.read_epoch() == "log-1"
