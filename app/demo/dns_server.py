@@ -28,7 +28,7 @@ DEMO_ZONE: Zone = {
     ("*.example.net.", "A"): ["127.0.0.1"],
     ("six.example.org.", "AAAA"): ["::1"],
     ("mail.example.org.", "TXT"): ["v=spf1 -all"],
-    ("inside.example.org.", "A"): ["127.0.0.1", "10.0.0.1"],
+    ("inside.example.org.", "A"): ["127.0.0.1", "192.168.0.1"],
     ("half.example.org.", "A"): ["127.0.0.1"],
     ("1.0.0.127.in-addr.arpa.", "PTR"): ["loopback.example.net."],
     ("2.0.0.127.in-addr.arpa.", "PTR"): ["zeta.example.net.", "alpha.example.net.", "lost.example.org."],

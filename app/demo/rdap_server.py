@@ -13,6 +13,7 @@
 | `nameserver.org` | a document of another kind |
 | `huge.org` | a body without end |
 | `slow.org` | no answer |
+| `dripping.org` | a body of which a byte comes now and then |
 | `tangled.org` | a document of the right kind whose fields are of the wrong types |
 """
 
@@ -25,6 +26,9 @@ from typing import Any
 from aiohttp import web
 
 from app.demo.rdap_documents import domain_document, error_document, network_document
+
+ENDLESS = {"huge.org": (64 * 1024, 0.0), "dripping.org": (1, 0.05)}
+"""Bytes of a piece, and the pause in seconds after each."""
 
 ASTRAY = "http://169.254.169.254/latest/meta-data/"
 TANGLED: dict[str, Any] = {
@@ -83,8 +87,8 @@ class RdapServer:
 
     async def _domain(self, request: web.Request) -> web.StreamResponse:
         name = request.match_info["name"].lower()
-        if name == "huge.org":
-            return await _huge(request)
+        if name in ENDLESS:
+            return await _endless(request, *ENDLESS[name])
         if name == "slow.org":
             await asyncio.sleep(60)
         return _odd(name) or _rdap(domain_document(name))
@@ -130,9 +134,10 @@ def _redirect(location: str) -> web.Response:
     return web.Response(status=302, headers={"Location": location})
 
 
-async def _huge(request: web.Request) -> web.StreamResponse:
+async def _endless(request: web.Request, piece_bytes: int, pause_s: float) -> web.StreamResponse:
     response = web.StreamResponse(headers={"Content-Type": "application/rdap+json"})
     await response.prepare(request)
     for _ in range(1024):
-        await response.write(b" " * 64 * 1024)
+        await response.write(b" " * piece_bytes)
+        await asyncio.sleep(pause_s)
     return response

@@ -122,11 +122,12 @@ async def test_registry_is_asked_for_the_registrable_domain(peers: DemoPeers, as
         ("nameserver.org", "unparsable_answer", False),
         ("huge.org", "answer_too_large", False),
         ("slow.org", "timeout", True),
+        ("dripping.org", "timeout", True),
         ("example.museum", "rdap_no_server", False),
     ],
 )
 async def test_each_way_to_go_wrong_has_its_code(peers: DemoPeers, name: str, code: str, transient: bool) -> None:
-    async with network(peers.settings, http_timeout_s=2.0 if name != "slow.org" else 0.3) as net:
+    async with network(peers.settings, http_timeout_s=0.3 if code == "timeout" else 2.0) as net:
         then = await failure_of(rdap.look_up(domain(name), net))
 
     assert (then.code, then.transient) == (code, transient)
@@ -194,6 +195,15 @@ async def test_server_is_found_by_our_name_servers_and_told_its_name(peers: Demo
 
     assert then.name == "example.com"
     assert peers.rdap.hosts[-1] == f"rdap.example.net:{port}"
+
+
+async def test_server_whose_name_leads_to_a_forbidden_address_is_not_asked(peers: DemoPeers, tmp_path: Path) -> None:
+    directory = bootstrap_dir(tmp_path, "http://inside.example.org/")
+
+    async with network(peers.settings, rdap_bootstrap_dir=directory) as net:
+        then = await failure_of(rdap.look_up(domain("example.com"), net))
+
+    assert then.code == "address_refused"
 
 
 @pytest.mark.parametrize("host", ["nowhere.example.com", "broken.example.org"])
