@@ -51,7 +51,7 @@ def test_the_command_line_knows_the_command(word: str) -> None:
     )
 
     assert then.returncode == 0, then.stderr.decode()
-    assert f"lookup {word} " in then.stdout.decode()
+    assert re.match(rf"Usage: lookup {word}\b", then.stdout.decode())
 
 
 @pytest.mark.parametrize("name", PARTS)
