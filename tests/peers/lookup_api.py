@@ -286,15 +286,23 @@ def _status(results: list[Document]) -> str:
 
 @asynccontextmanager
 async def running_lookup_api(api: LookupApi) -> AsyncIterator[LookupApi]:
-    """Serves the contract, and the page beside it, on a free port of the loopback address."""
+    """Serves the contract, and the page beside it."""
+    async with serving([*api.routes(), *page_routes()]) as api.url:
+        yield api
+
+
+@asynccontextmanager
+async def serving(routes: Iterable[web.AbstractRouteDef], path: str = "") -> AsyncIterator[str]:
+    """Serves the routes below `path`, on a free port of the loopback address; gives the URL."""
     app = web.Application()
-    app.add_routes([*api.routes(), *page_routes()])
-    runner = web.AppRunner(app, access_log=None)
+    served = app if not path else web.Application()
+    served.add_routes(routes)
+    if path:
+        app.add_subapp(path, served)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, "127.0.0.1", 0, shutdown_timeout=1)
-        await site.start()
-        api.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-        yield api
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}{path}"
     finally:
         await runner.cleanup()
