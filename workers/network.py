@@ -340,7 +340,7 @@ def _http(settings: NetworkSettings) -> httpx.AsyncClient:
     # behind different certificates. Cookies are not kept either: no server needs to know us again.
     return httpx.AsyncClient(
         timeout=httpx.Timeout(settings.http_timeout_s, connect=settings.http_timeout_s / 2),
-        limits=httpx.Limits(max_connections=100, max_keepalive_connections=0),
+        limits=httpx.Limits(max_connections=500, max_keepalive_connections=0),
         cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
         headers={"User-Agent": "distributed-lookup"},
         trust_env=settings.use_env_proxies,

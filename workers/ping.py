@@ -262,9 +262,13 @@ async def _knock(address: str, settings: PingSettings) -> Echo:
 
 async def _connect(address: str, port: int) -> str:
     loop = asyncio.get_running_loop()
-    [(family, kind, _protocol, _name, where), *_] = socket.getaddrinfo(
-        address, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
-    )
+    try:
+        [(family, kind, _protocol, _name, where), *_] = socket.getaddrinfo(
+            address, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
+        )
+    except socket.gaierror:
+        # The zone of a link-local address names an interface that this host does not have.
+        return "NotSent"
     with socket.socket(family, kind) as sock:
         sock.setblocking(False)
         try:

@@ -112,7 +112,7 @@ async def _ask(url: httpx.URL, net: Network) -> HttpAnswer:
 def _next(url: httpx.URL, location: str | None, net: Network) -> httpx.URL:
     try:
         hop = url.join(location or "").copy_with(userinfo=b"", fragment=None)
-    except httpx.InvalidURL:
+    except (httpx.InvalidURL, ValueError):
         hop = httpx.URL("")
     if not (location and hop.host and _may_speak(hop, net)):
         raise LookupFailed(ErrorCode.UPSTREAM_ERROR, f"{url.host} redirected to a place that cannot be followed safely.")

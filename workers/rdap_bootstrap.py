@@ -2,12 +2,14 @@
 
 import asyncio
 import ipaddress
-import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+
+import httpx
+import orjson
 
 from workers.lookup import LookupFailed
 
@@ -100,7 +102,7 @@ class Bootstrap:
 
 def parse_registry(kind: str, content: bytes, etag: str | None = None) -> Registry:
     """Reads the format of RFC 9224 section 3. Raises ValueError when it is another, or lists nothing."""
-    document = json.loads(content)
+    document = orjson.loads(content)
     if not isinstance(document, dict) or not isinstance(document.get("services"), list):
         raise ValueError("not an RDAP bootstrap file")  # noqa: TRY004 - the content is wrong, not the caller's type
     services = {entry.lower().strip("."): urls for service in document["services"] for entry, urls in _entries(service)}
@@ -114,7 +116,15 @@ def _entries(service: Any) -> list[tuple[str, tuple[str, ...]]]:
     match service:
         case [[*entries], [*urls]] if all(isinstance(text, str) for text in (*entries, *urls)):
             # RFC 9224 section 3: https comes first where there is a choice.
-            in_order = tuple(sorted(urls, key=lambda url: not url.startswith("https://")))
+            in_order = tuple(sorted(filter(_usable, urls), key=lambda url: not url.startswith("https://")))
             return [(entry, in_order) for entry in entries]
         case _:
             raise ValueError("a service that is not two lists of text")
+
+
+def _usable(url: str) -> bool:
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL:
+        return False
+    return parsed.scheme in ("https", "http") and bool(parsed.host)

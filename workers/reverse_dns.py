@@ -1,5 +1,6 @@
 """ReverseDNS: the names that the owner of an address block gave the address."""
 
+import asyncio
 from datetime import datetime
 
 import dns.reversename
@@ -10,6 +11,7 @@ from workers.lookup import LookupFailed, Result
 from workers.network import Network, printable, without_zone
 
 NAMES_MAX = 32
+FORWARD_TIMEOUT_S = 2.0
 
 
 class ReverseDNSResult(Result):
@@ -50,7 +52,8 @@ async def look_up(target: Target, net: Network) -> ReverseDNSResult:
 
 async def _addresses_of(name: str, net: Network) -> list[str]:
     try:
-        return await net.resolve(name)
-    except LookupFailed:
+        async with asyncio.timeout(FORWARD_TIMEOUT_S):
+            return await net.resolve(name)
+    except (LookupFailed, TimeoutError):
         # The name is the answer; that it leads nowhere, or not now, does not take it back.
         return []

@@ -33,6 +33,7 @@ DEMO_ZONE: Zone = {
     ("1.0.0.127.in-addr.arpa.", "PTR"): ["loopback.example.net."],
     ("2.0.0.127.in-addr.arpa.", "PTR"): ["zeta.example.net.", "alpha.example.net.", "lost.example.org."],
     ("3.0.0.127.in-addr.arpa.", "PTR"): ["lost.example.org."],
+    ("9.0.0.127.in-addr.arpa.", "PTR"): ["silent.example.org."],
     ("5.0.0.127.in-addr.arpa.", "TXT"): ["no name here"],
     ("6.0.0.127.in-addr.arpa.", "PTR"): [f"host-{number:03}.example.net." for number in range(100)],
     (f"1.{'0.' * 31}ip6.arpa.", "PTR"): ["loopback6.example.net."],

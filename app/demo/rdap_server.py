@@ -8,6 +8,7 @@
 | `moved.org` | three redirects, then the document |
 | `loop.org` | redirects to itself for ever |
 | `astray.org` | redirects to a cloud's metadata address |
+| `adrift.org` | redirects to another protocol |
 | `page.org` | an HTML page with status 200 |
 | `list.org` | JSON that is no object |
 | `nameserver.org` | a document of another kind |
@@ -117,6 +118,7 @@ def _odd(name: str) -> web.Response | None:
         "moved.org": lambda: _redirect(f"/moved/1/domain/{name}"),
         "loop.org": lambda: _redirect(f"/domain/{name}"),
         "astray.org": lambda: _redirect(ASTRAY),
+        "adrift.org": lambda: _redirect("ftp://registry.example/adrift"),
         "page.org": lambda: web.Response(text="<html><h1>Under construction</h1></html>", content_type="text/html"),
         "list.org": lambda: web.Response(text="[]", content_type="application/rdap+json"),
         "nameserver.org": lambda: _rdap({"objectClassName": "nameserver", "ldhName": name}),

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from icmplib import ICMPRequest, ICMPv4Socket, SocketPermissionError
@@ -146,6 +147,15 @@ async def test_address_that_this_host_cannot_send_to_is_told_apart_from_silence(
     assert then.code == "network_unreachable"
 
 
+@pytest.mark.parametrize("method", ["auto", "tcp"])
+async def test_zone_of_no_interface_cannot_be_sent_to(peers: DemoPeers, method: Literal["auto", "tcp"]) -> None:
+    everything = AddressPolicy(allowed_networks=(ipaddress.ip_network("fe80::/10"),))
+    async with network(peers.settings, policy=everything, ping=PingSettings(method=method, interval_s=0.0)) as net:
+        then = await failure_of(ping.look_up(address("fe80::1%nosuch0"), net))
+
+    assert then.code == "network_unreachable"
+
+
 async def test_tcp_probe_says_so_and_takes_a_refusal_for_an_answer(peers: DemoPeers) -> None:
     with closed_port() as port:
         async with network(peers.settings, ping=PingSettings(method="tcp", tcp_ports=(port,), interval_s=0.0)) as net:
@@ -165,8 +175,10 @@ async def test_tcp_probe_finds_the_open_port_behind_a_deaf_one(peers: DemoPeers)
 
 
 @pytest.mark.parametrize(("method", "is_permitted"), [("icmp", RAW), ("icmp-datagram", DATAGRAM)])
-async def test_forced_method_is_used_or_honestly_refused(peers: DemoPeers, method: str, is_permitted: bool) -> None:
-    async with network(peers.settings, ping=PingSettings(method=method)) as net:  # type: ignore[arg-type]
+async def test_forced_method_is_used_or_honestly_refused(
+    peers: DemoPeers, method: Literal["icmp", "icmp-datagram"], is_permitted: bool
+) -> None:
+    async with network(peers.settings, ping=PingSettings(method=method)) as net:
         if is_permitted:
             assert (await ping.look_up(address("127.0.0.1"), net)).method == "icmp"
         else:

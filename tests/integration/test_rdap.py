@@ -117,6 +117,7 @@ async def test_registry_is_asked_for_the_registrable_domain(peers: DemoPeers, as
         ("broken.org", "upstream_error", True),
         ("loop.org", "upstream_error", False),
         ("astray.org", "address_refused", False),
+        ("adrift.org", "upstream_error", False),
         ("page.org", "unparsable_answer", False),
         ("list.org", "unparsable_answer", False),
         ("nameserver.org", "unparsable_answer", False),
@@ -268,6 +269,14 @@ def test_longest_prefix_and_most_labels_win() -> None:
     assert bootstrap.servers_for_domain("bbc.co.uk")[0] == "https://co/"
     assert bootstrap.servers_for_domain("other.uk")[0] == "https://uk/"
     assert bootstrap.servers_for_domain("notuk") == ()
+
+
+def test_base_url_that_nobody_could_ask_is_left_out() -> None:
+    urls = ["https://rdap.example:port/", "ftp://rdap.example/", "", "https://rdap.example/"]
+
+    then = parse_registry("dns", json.dumps({"services": [[["com"], urls]]}).encode())
+
+    assert then.services["com"] == ("https://rdap.example/",)
 
 
 def test_shipped_bootstrap_knows_the_registries() -> None:
