@@ -293,4 +293,17 @@ async def test_an_answer_without_end_is_not_read_to_its_end() -> None:
 
     async with serving([web.get("/api/lookup/{job_id}", endless)]) as url, open_client(url) as http:
         with pytest.raises(Stopped, match="does not answer like a lookup service"):
-            await LookupClient(http, url).follow(uuid4(), lambda _job, _document: None)
+            await LookupClient(http, url, lost_polls_max=1).follow(uuid4(), lambda _job, _document: None)
+
+
+async def test_a_proxy_of_the_environment_does_not_stand_before_this_machine(
+    api: LookupApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running_lookup_api(LookupApi()) as gone:
+        pass
+    monkeypatch.setenv("HTTP_PROXY", gone.url)
+    monkeypatch.setenv("ALL_PROXY", gone.url)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+
+    assert await Terminal().run(api.url, TARGET, "Ping") == 0
