@@ -180,6 +180,18 @@ async def test_polls_carry_the_tag_and_end_with_the_job(browser: Browser, api: L
     assert all(poll.if_none_match for poll in api.polls()[1:])
 
 
+async def test_polls_grow_rarer_while_nothing_happens(browser: Browser, api: LookupApi) -> None:
+    api.ends = False
+    async with visit(browser, api.url) as seen:
+        for service in ("GeoIP", "Ping", "RDAP"):
+            await seen.page.get_by_role("checkbox", name=service).uncheck()
+        async with seen.page.expect_response(lambda _: len(api.unchanged_polls()) >= 5):
+            await seen.look_up(TARGET)
+
+    first, *_, fifth = api.unchanged_polls()[:5]
+    assert fifth.at_s - first.at_s > 2.0
+
+
 async def test_failures_say_why_in_words(browser: Browser, api: LookupApi) -> None:
     api.answers["example.com"] = {
         Service.GEOIP: failed("ip-api.com could not be reached."),

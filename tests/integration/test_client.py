@@ -98,6 +98,16 @@ async def test_polls_carry_the_tag_of_what_is_known(api: LookupApi) -> None:
     assert [poll.status for poll in api.polls()] == [200, 304, 200, 304, 200]
 
 
+async def test_polls_grow_rarer_while_nothing_happens(api: LookupApi) -> None:
+    api.ends = False
+
+    await Terminal().run(api.url, TARGET, "GeoIP", timeout_s=3.5)
+
+    first, *_, fifth = api.unchanged_polls()[:5]
+    assert fifth.at_s - first.at_s > 1.0
+    assert len(api.unchanged_polls()) < 10
+
+
 async def test_a_job_without_any_answer_is_a_failure(api: LookupApi) -> None:
     terminal = Terminal()
     api.answers["example.com"] = {
@@ -237,7 +247,8 @@ async def test_a_job_that_takes_too_long_can_be_looked_at_again(api: LookupApi) 
     terminal = Terminal()
     api.ends = False
 
-    status = await terminal.run(api.url, TARGET, "GeoIP", "Ping", timeout_s=1.0)
+    async with asyncio.timeout(STEP_TIMEOUT_S / 2):
+        status = await terminal.run(api.url, TARGET, "GeoIP", "Ping", timeout_s=1.0)
 
     job_id = next(iter(api.jobs))
     assert status == 4

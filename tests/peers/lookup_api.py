@@ -7,6 +7,8 @@ with its document; a poll that already has it (If-None-Match) gets one 304, and 
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from http import HTTPStatus
+from time import monotonic
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -131,13 +133,14 @@ ANSWERS: dict[Service, Document] = {
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """One answered request, as the peer saw it."""
+    """One answered request, as the peer saw it. `at_s` is on the monotonic clock."""
 
     method: str
     path: str
     status: int
     if_none_match: str | None = None
     body: object = None
+    at_s: float = field(default_factory=monotonic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +171,9 @@ class LookupApi:
 
     def polls(self) -> list[Exchange]:
         return [exchange for exchange in self.exchanges if exchange.path in {f"/api/lookup/{job_id}" for job_id in self.jobs}]
+
+    def unchanged_polls(self) -> list[Exchange]:
+        return [poll for poll in self.polls() if poll.status == HTTPStatus.NOT_MODIFIED]
 
     def submissions(self) -> list[Exchange]:
         return [exchange for exchange in self.exchanges if exchange.method == "POST"]

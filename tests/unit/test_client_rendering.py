@@ -145,12 +145,18 @@ def test_untrusted_text_neither_steers_the_terminal_nor_is_read_as_markup(given:
 
 
 def test_markup_and_emoji_codes_are_shown_as_they_were_written() -> None:
-    given = job({"GeoIP": succeeded({"isp": "[bold red]x[/] :bomb: [link=http://example.com]y[/link]"})}, target="[b]t[/b]")
+    markup = "[bold red]x[/] :bomb: [link=http://example.com]y[/link]"
+    given = job(
+        {"GeoIP": succeeded({"isp": markup}), "Ping": failed(markup), "Whois": succeeded(markup), "[b]s[/b]": waiting()},
+        target="[b]t[/b]",
+        warnings=[markup],
+    )
 
     then = printed(given)
 
-    assert "[bold red]x[/] :bomb: [link=http://example.com]y[/link]" in then
     assert then.startswith("[b]t[/b]")
+    assert then.count(markup) == 4
+    assert "[b]s[/b]" in then
 
 
 def test_safe_text_is_bounded() -> None:
