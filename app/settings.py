@@ -11,7 +11,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from domain.commands import Rules
 from events.facts import Priority, Service
 
-DEFAULT_TIMEOUT_S = {Service.GEOIP: 10.0, Service.PING: 10.0, Service.RDAP: 20.0, Service.REVERSE_DNS: 8.0}
+DEFAULT_TIMEOUT_S = {Service.GEOIP: 15.0, Service.PING: 12.0, Service.RDAP: 20.0, Service.REVERSE_DNS: 10.0}
+"""Above what each lookup allows itself: what runs into these is stuck, not slow."""
 
 
 class Settings(BaseSettings):

@@ -3,7 +3,6 @@
 A part is a coroutine that runs until cancelled. `app/parts.py` keeps it running; here is what it is made of.
 """
 
-import ipaddress
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -52,7 +51,6 @@ from write_side.sagas import Sagas
 from write_side.submit import Submitter
 
 DUE_LIST_GOOD_FOR_MS = 10_000
-LOOPBACK = (ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128"))
 
 WORKERS: dict[Service, Callable[[Any, Network], Awaitable[Result]]] = {
     Service.GEOIP: geoip.look_up,
@@ -119,13 +117,9 @@ class Wiring:
             await documents.close()
 
     def policy(self) -> AddressPolicy:
-        """Who can reach a service that listens on loopback only can reach loopback without it: so it may probe it, too."""
         if self.network_settings is not None:
             return self.network_settings.policy
-        allowed = self.settings.probe_allow
-        if not allowed and _is_loopback(self.settings.host):
-            allowed = LOOPBACK
-        return AddressPolicy(allowed_networks=allowed, ask_about_special=self.settings.ask_about_special)
+        return AddressPolicy(allowed_networks=self.settings.probe_allow, ask_about_special=self.settings.ask_about_special)
 
     # --- HTTP ---------------------------------------------------------------------------------------------------------
 
@@ -249,13 +243,6 @@ async def _look_up(look_up: Callable[[Any, Network], Awaitable[Result]], network
 
 def _services_body() -> bytes:
     return orjson.dumps([{"name": rule.service, "value": rule.value, "description": rule.description} for rule in SERVICES])
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _host_and_port(server: str) -> tuple[str, int]:

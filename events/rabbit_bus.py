@@ -11,19 +11,20 @@ from contextlib import suppress
 from typing import Any
 
 import aio_pika
-from aio_pika.abc import AbstractRobustChannel
 from aio_pika.exceptions import AMQPError, ChannelClosed, ChannelNotFoundEntity, DeliveryError, PublishError
 from faststream import AckPolicy
 from faststream.message import StreamMessage
 from faststream.rabbit import Channel, ExchangeType, QueueType, RabbitBroker, RabbitExchange, RabbitQueue
 from faststream.rabbit.schemas.queue import QuorumQueueArgs
 
+from events.batching import happens_within
 from events.bus import ALL_QUEUES, DEAD_LETTERS, EVENTS_EXCHANGE, BusUnavailable, Delivery, Queue
 
 EPOCH_QUEUE = "lookup.epoch"
 DELIVERY_LIMIT = 20
 CONFIRM_TIMEOUT_S = 10.0
 WATCH_INTERVAL_S = 2.0
+STOP_S = 5.0
 EVERY_EVENT = "lookup.#"
 
 _DOWN = (AMQPError, ConnectionError, OSError, TimeoutError, RuntimeError)
@@ -43,8 +44,8 @@ class RabbitBus:
         )
         self._readers: list[tuple[Queue, Any]] = []
         self._watcher: asyncio.Task[None] | None = None
+        self._stopping = asyncio.Event()
         self._connection: Any = None
-        self._side_channel: AbstractRobustChannel | None = None
 
     async def start(self) -> None:
         try:
@@ -58,10 +59,9 @@ class RabbitBus:
             self._watcher = asyncio.create_task(self._watch())
 
     async def stop(self) -> None:
+        self._stopping.set()
         if self._watcher is not None:
-            self._watcher.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._watcher
+            await asyncio.wait({self._watcher}, timeout=STOP_S)
         await self._close_quietly()
 
     async def publish(self, queue: Queue, body: bytes, headers: Mapping[str, str] | None = None) -> None:
@@ -148,9 +148,8 @@ class RabbitBus:
             await channel.close()
 
     async def _watch(self) -> None:
-        """Consume again where a queue has lost its consumers."""
-        while True:
-            await asyncio.sleep(WATCH_INTERVAL_S)
+        """Consume again where a queue has lost its consumers. Ended by a flag: libraries may take a cancellation for theirs."""
+        while not await happens_within(self._stopping, WATCH_INTERVAL_S):
             with suppress(*_DOWN):
                 for queue, subscriber in self._readers:
                     if not await self._has_consumers(queue):

@@ -17,7 +17,7 @@ from faststream.redis import RedisBroker, StreamSub
 from faststream.redis.parser import BinaryMessageFormatV1
 from redis.exceptions import RedisError, ResponseError
 
-from events.batching import Batcher, Overloaded
+from events.batching import Batcher, Overloaded, happens_within
 from events.bus import ALL_QUEUES, BusUnavailable, Delivery, Queue
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ EPOCH_KEY = f"{PREFIX}epoch"
 READ_BLOCK_MS = 500
 WATCH_INTERVAL_S = 1.0
 PIPELINE_MAX = 100
+STOP_S = 5.0
 _BODY_FIELD = b"__data__"
 
 
@@ -49,6 +50,7 @@ class RedisBus:
         self._inboxes: list[RedisInbox] = []
         self._subscribers: list[Any] = []
         self._watcher: asyncio.Task[None] | None = None
+        self._stopping = asyncio.Event()
         self._publishes: Batcher[tuple[Queue, bytes, Mapping[str, str] | None], None] = Batcher(
             self._publish_group, batch_max=PIPELINE_MAX
         )
@@ -64,10 +66,9 @@ class RedisBus:
             self._watcher = asyncio.create_task(self._watch())
 
     async def stop(self) -> None:
+        self._stopping.set()
         if self._watcher is not None:
-            self._watcher.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._watcher
+            await asyncio.wait({self._watcher}, timeout=STOP_S)
         for inbox in self._inboxes:
             inbox.close()
         with suppress(RedisError, OSError):
@@ -132,9 +133,11 @@ class RedisBus:
                 await self._redis.xgroup_create(PREFIX + queue.name, GROUP, id="0", mkstream=True)
 
     async def _watch(self) -> None:
-        """After a FLUSHALL the groups are gone and FastStream stops reading for good: make them again, read on."""
-        while True:
-            await asyncio.sleep(WATCH_INTERVAL_S)
+        """After a FLUSHALL the groups are gone and FastStream stops reading for good: make them again, read on.
+
+        Ended by a flag, not by a cancellation, which the calls below may take for a timeout of their own.
+        """
+        while not await happens_within(self._stopping, WATCH_INTERVAL_S):
             with suppress(RedisError, OSError, TimeoutError):
                 if all(subscriber.running for subscriber in self._subscribers):
                     continue

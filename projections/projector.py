@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, cast
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
@@ -85,7 +85,7 @@ class Projector:
         self._lead: AsyncScript = self.redis.register_script(LEAD)
         self._begin: AsyncScript = self.redis.register_script(BEGIN)
         self._commit: AsyncScript = self.redis.register_script(COMMIT)
-        self._fence = 0
+        self._fence = ""
         self._log_id = ""
         self._at = Checkpoint("", 0, "", complete=False)
         self._caught_up_until = datetime.fromtimestamp(0, tz=self.now().tzinfo)
@@ -104,12 +104,14 @@ class Projector:
             await self.bus.stop()
 
     async def _become_leader(self) -> None:
-        while True:
-            fence = await self._lead(keys=[self.keys.lease, self.keys.fence], args=[LEASE_MS])
-            if fence:
-                self._fence = int(fence)
-                return
+        while not await self._leads():  # noqa: ASYNC110 - the lease is in Redis: nothing here could set an event
             await asyncio.sleep(TICK_S)
+
+    async def _leads(self) -> bool:
+        """Take the lead, unless somebody else has it."""
+        fence = await self._lead(keys=[self.keys.lease, self.keys.fence], args=[LEASE_MS, uuid4().hex])
+        self._fence = _text(fence) or ""
+        return fence is not None
 
     async def _follow(self, inbox: Inbox) -> None:
         taking = asyncio.ensure_future(inbox.take(IN_HAND_MAX))
@@ -252,7 +254,7 @@ class Projector:
         return bool(found) and found[0].position == int(checkpoint) and read(found[0]).hash == fact_hash
 
     async def _begin_generation(self) -> None:
-        generation = f"g{self._fence}-{int(self.now().timestamp() * 1000)}"
+        generation = f"g{_ms(self.now())}"
         keys = [self.keys.lease, self.keys.live, self.keys.meta(generation)]
         if not await self._begin(keys=keys, args=[self._fence, generation, self._log_id]):
             raise Superseded
@@ -297,7 +299,7 @@ class Projector:
             self._at.position, self._at.hash = position, fact_hash
             return
         self._jobs.clear()
-        if answer == "fenced":
+        if answer == "fenced" and not await self._leads():
             raise Superseded
         log.warning("Redis is not where we left it (%s): going on from where it stands.", answer)
         await self._take_over()

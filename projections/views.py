@@ -138,9 +138,10 @@ class Keys:
 
 
 LEAD = """
--- KEYS: lease, fence. ARGV: lease in ms. Gives our fence, or nothing while somebody else leads.
+-- KEYS: lease, fence. ARGV: lease in ms, a fresh id. Gives our fence, or nothing while somebody else leads.
+-- The id keeps a fence from coming again when a wiped Redis counts from one anew.
 if redis.call('EXISTS', KEYS[1]) == 1 then return false end
-local fence = redis.call('INCR', KEYS[2])
+local fence = redis.call('INCR', KEYS[2]) .. '-' .. ARGV[2]
 redis.call('SET', KEYS[1], fence, 'PX', ARGV[1])
 return fence
 """

@@ -146,7 +146,9 @@ async def test_a_follower_sees_every_fact_once_and_in_commit_order(store: EventS
             await asyncio.sleep(0)
 
     async with asyncio.timeout(20):
-        heads = (await asyncio.gather(follow(), *(begin(store, job_id) for job_id in job_ids)))[1:]
+        following = asyncio.ensure_future(follow())
+        heads = await asyncio.gather(*(begin(store, job_id) for job_id in job_ids))
+        await following
 
     by_position = [job_id for _, job_id in sorted(zip([head.position for head in heads], job_ids, strict=True))]
     assert seen == by_position
@@ -162,8 +164,9 @@ async def test_an_empty_log_stands_at_zero_and_has_an_identity(store: EventStore
 async def test_open_streams_are_those_without_a_closing_fact(store: EventStore) -> None:
     open_ids = sorted(uuid7() for _ in range(3))
     closed = uuid7()
-    for job_id in [*open_ids, closed]:
-        head = await begin(store, job_id)
+    for job_id in open_ids:
+        await begin(store, job_id)
+    head = await begin(store, closed)
     await store.append(unit(NewFacts(closed, head, [failed(closed)])))
 
     found = await store.open_streams(TOPICS[JobSubmitted], [TOPICS[JobFailed]], None, 10)
