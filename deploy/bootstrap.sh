@@ -62,6 +62,6 @@ is_installed() { [ "$(cat ".venv/installed-$1" 2>/dev/null)" = "$(fingerprint "$
 if is_installed test requirements-test.lock || is_installed "$1" "$lock"; then exit 0; fi
 
 say "Installing from $lock (once; again only when it or pyproject.toml changes)"
-.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r "$lock"
-.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+.venv/bin/python -m pip install -qq --disable-pip-version-check --no-deps --require-hashes -r "$lock"
+.venv/bin/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --editable .
 fingerprint "$lock" >".venv/installed-$1"

@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 tools=build/lock-tools
 [ -x "$tools/bin/uv" ] || {
     "${PYTHON:-python3}" -m venv "$tools"
-    "$tools/bin/python" -m pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
+    "$tools/bin/python" -m pip install -qq --disable-pip-version-check 'uv>=0.9,<1'
 }
 
 # setuptools is not a dependency of ours: it builds the editable install, which happens without a network of its own.
