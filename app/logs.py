@@ -6,6 +6,16 @@ import sys
 from datetime import UTC, datetime
 
 
+_CHATTY = {
+    "httpx": logging.WARNING,
+    "httpcore": logging.WARNING,
+    "faststream": logging.WARNING,
+    "stamina": logging.ERROR,
+    "aiormq": logging.CRITICAL,
+    "aio_pika": logging.CRITICAL,
+}
+
+
 class JsonLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         entry = {
@@ -24,6 +34,6 @@ def set_up_logs(log_format: str, level: str) -> None:
     text = logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
     handler.setFormatter(JsonLines() if log_format == "json" else text)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    # These say every request, or every reconnection attempt with its trace, at levels meant for people.
-    for chatty in ("httpx", "httpcore", "aiormq", "aio_pika", "faststream"):
-        logging.getLogger(chatty).setLevel(logging.CRITICAL if chatty.startswith("aio") else logging.WARNING)
+    # These say every request, every retry, or every reconnection attempt with its trace, at levels meant for people.
+    for chatty, at_least in _CHATTY.items():
+        logging.getLogger(chatty).setLevel(at_least)
