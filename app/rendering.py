@@ -24,6 +24,7 @@ from rich.text import Text
 TEXT_CHARS_MAX = 1_000
 ITEMS_MAX = 32
 LABEL_WIDTH = 18
+LABEL_WIDTH_MAX = 30
 REFRESHES_PER_S = 10
 _A_SECOND_MS = 1_000
 
@@ -201,7 +202,7 @@ def _section(task: TaskView) -> Group | Table | Text:
 
 def _field_table(fields: Sequence[tuple[str, str]]) -> Table:
     table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(min_width=LABEL_WIDTH, max_width=LABEL_WIDTH, style="dim", overflow="fold")
+    table.add_column(min_width=LABEL_WIDTH, max_width=LABEL_WIDTH_MAX, style="dim", overflow="fold")
     table.add_column(overflow="fold")
     for label, value in fields:
         table.add_row(Text(label), Text(value))
@@ -251,7 +252,7 @@ def _rdap(data: Data) -> Fields:
     events = data.get("events")
     for event in events[:ITEMS_MAX] if isinstance(events, list) else ():
         if isinstance(event, dict) and isinstance(action := event.get("action"), str):
-            yield safe(action, LABEL_WIDTH).capitalize(), event.get("date")
+            yield _label(action), event.get("date")
 
 
 def _reverse_dns(data: Data) -> Fields:
@@ -263,7 +264,7 @@ def _reverse_dns(data: Data) -> Fields:
 def _any_fields(data: Data) -> Fields:
     for key, value in data.items():
         if not isinstance(value, dict):
-            yield safe(words(key), LABEL_WIDTH), value
+            yield _label(words(key)), value
 
 
 FIELDS: dict[str, Callable[[Data], Fields]] = {
@@ -272,6 +273,11 @@ FIELDS: dict[str, Callable[[Data], Fields]] = {
     "RDAP": _rdap,
     "ReverseDNS": _reverse_dns,
 }
+
+
+def _label(name: str) -> str:
+    text = safe(name, LABEL_WIDTH_MAX)
+    return text[:1].upper() + text[1:]
 
 
 def _part(data: Data, key: str) -> Data:

@@ -60,6 +60,14 @@ def test_report_has_the_important_fields_of_every_service() -> None:
     assert "Host name host44.example.net" in then
 
 
+def test_events_of_a_registry_keep_their_names() -> None:
+    given = job({"RDAP": succeeded({"events": [{"action": "last update of RDAP database", "date": "2025-01-20T12:00:51Z"}]})})
+
+    then = lines_of(printed(given))
+
+    assert then[3:] == ["Last update of RDAP database 2025-01-20T12:00:51Z"]
+
+
 def test_what_is_unknown_takes_no_line() -> None:
     given = job({"GeoIP": succeeded({"ip": "192.0.2.7", "country": None, "city": None, "isp": None, "source": "iptocc"})})
 
@@ -107,7 +115,7 @@ def test_a_service_that_this_client_does_not_know_shows_its_plain_fields() -> No
 
     then = lines_of(printed(given))
 
-    assert then[3:] == ["registered since 1999", "tags a, b"]
+    assert then[3:] == ["Registered since 1999", "Tags a, b"]
 
 
 def test_warnings_follow_the_answer() -> None:
