@@ -34,8 +34,8 @@ from app.embedded.servers import Embedded
 
 embedded = Embedded(Path(sys.argv[1]), cache_dir=Path(sys.argv[2]))
 embedded.start()
-print("started", flush=True)
 try:
+    print("started", flush=True)
     signal.pause()
 except KeyboardInterrupt:
     print("ended by themselves:", embedded.ended(), flush=True)
