@@ -46,9 +46,13 @@ class Ending(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class OpenTask:
-    """A task without a terminal outcome. Exactly one of `dispatched_at` and `deferred_until` is set."""
+    """A task without a terminal outcome. Exactly one of `dispatched_at` and `deferred_until` is set.
+
+    `command_id` is of its last dispatch: after a deferral the next one has the same attempt, but not the same id.
+    """
 
     attempt: int
+    command_id: UUID
     dispatched_at: datetime | None = None
     deferred_until: datetime | None = None
 
@@ -74,10 +78,12 @@ def evolve(saga: LookupSaga | None, fact: Fact) -> LookupSaga:
         raise ValueError(f"A job's stream begins with {type(fact).__name__}; it must begin with JobSubmitted.")
     match fact:
         case TasksDispatched():
-            dispatched = {task.service: OpenTask(task.attempt, dispatched_at=fact.dispatched_at) for task in fact.tasks}
+            dispatched = {
+                task.service: OpenTask(task.attempt, task.command_id, dispatched_at=fact.dispatched_at) for task in fact.tasks
+            }
             return replace(saga, open_tasks={**saga.open_tasks, **dispatched})
         case TaskDeferred():
-            deferred = OpenTask(fact.attempt, deferred_until=fact.until)
+            deferred = replace(saga.open_tasks[fact.service], dispatched_at=None, deferred_until=fact.until)
             return replace(saga, open_tasks={**saga.open_tasks, fact.service: deferred})
         case TaskCompleted():
             return _ended(saga, fact.service, Ending.SUCCEEDED)
@@ -146,12 +152,12 @@ def record_outcome(
 ) -> list[JobFact]:
     """Take an attempt's outcome in. A repeated, late or unasked-for one is no news: no facts.
 
-    A success of any attempt counts; anything else counts only for the current attempt; the first terminal outcome stands.
+    A success of any attempt counts; anything else counts only for the last dispatch; the first terminal outcome stands.
     """
     task = saga.open_tasks.get(outcome.service)
     succeeded = isinstance(outcome.ending, Succeeded)
-    if saga.closed or task is None or (not succeeded and outcome.attempt != task.attempt):
-        # The broker delivers at least once, and a superseded attempt may still report its failure.
+    if saga.closed or task is None or (not succeeded and outcome.command_id != task.command_id):
+        # The broker delivers at least once, and a superseded dispatch may still report its failure.
         return []
     if isinstance(outcome.ending, Deferred) and task.dispatched_at is None:
         return []
