@@ -29,7 +29,7 @@ def make_app(corner: dict[str, Any]) -> Celery:
         broker_connection_retry_on_startup=False,
         result_expires=3600,
     )
-    app.task(nothing, name="nothing")
+    app.task(nothing, name="nothing", ignore_result=True)
     app.task(gather, name="gather")
     return app
 

@@ -1,9 +1,10 @@
-"""Where a process's time goes: looks at its threads every few milliseconds and counts what used the processor since.
+"""Where a process's time goes: looks at its threads every few milliseconds of work and counts what used the processor since.
 
 Not a tracer: nothing is slowed down but by the looking, and code in C counts for the Python function that called it.
 """
 
 import json
+import signal
 import sys
 import threading
 import time
@@ -13,18 +14,20 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-INTERVAL_S = 0.003
+INTERVAL_S = 0.002
 DEPTH_MAX = 200
 OURS = ("app", "bench", "domain", "events", "projections", "read_side", "results", "workers", "write_side")
 
 
 class Sampler:
-    """Samples this process while its block runs, then writes what it saw to the file `samples`; None: does nothing."""
+    """Samples this process while its block runs, then writes what it saw to the file `samples`; None: does nothing.
+
+    The timer counts processor time, and Python runs the handler in the main thread between two steps of whatever runs there.
+    A thread of our own would see the event loop only where it lets go of the interpreter.
+    """
 
     def __init__(self, samples: str | None) -> None:
         self._file = Path(samples) if samples else None
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._sample, name="sampler", daemon=True)
         self._used: dict[int, float] = {}
         self._areas: Counter[str] = Counter()
         self._alone: Counter[str] = Counter()
@@ -33,14 +36,13 @@ class Sampler:
 
     def __enter__(self) -> None:
         if self._file is not None:
-            self._thread.start()
+            signal.signal(signal.SIGPROF, self._sample)
+            signal.setitimer(signal.ITIMER_PROF, INTERVAL_S, INTERVAL_S)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._file is None:
-            return
-        self._stop.set()
-        self._thread.join()
-        self._file.write_text(json.dumps(self._as_json()))
+        if self._file is not None:
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            self._file.write_text(json.dumps(self._as_json()))
 
     def _as_json(self) -> dict[str, Any]:
         return {
@@ -50,14 +52,13 @@ class Sampler:
             "threads": dict(self._threads),
         }
 
-    def _sample(self) -> None:
-        while not self._stop.wait(INTERVAL_S):
-            frames = sys._current_frames()  # noqa: SLF001 - the documented way to see other threads
-            for thread in threading.enumerate():
-                if thread.ident in frames and thread is not self._thread:
-                    used_s = self._used_since(thread)
-                    if used_s > 0:
-                        self._count(thread.name, frames[thread.ident], used_s)
+    def _sample(self, _: int, here: FrameType | None) -> None:
+        frames: dict[int, FrameType | None] = {**sys._current_frames(), threading.get_ident(): here}  # noqa: SLF001
+        for thread in threading.enumerate():
+            used_s = self._used_since(thread) if thread.ident in frames else 0.0
+            if used_s > 0:
+                assert thread.ident is not None
+                self._count(thread.name, frames[thread.ident], used_s)
 
     def _used_since(self, thread: threading.Thread) -> float:
         """Processor seconds of a thread since the last look."""
@@ -69,7 +70,7 @@ class Sampler:
             return now - before
         return 0.0
 
-    def _count(self, thread_name: str, frame: FrameType, used_s: float) -> None:
+    def _count(self, thread_name: str, frame: FrameType | None, used_s: float) -> None:
         stack = _stack(frame)
         # All threads of a pool count as one.
         self._threads[thread_name.rpartition("_")[0] or thread_name] += used_s  # type: ignore[assignment]
