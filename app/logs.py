@@ -5,7 +5,6 @@ import logging
 import sys
 from datetime import UTC, datetime
 
-
 _CHATTY = {
     "httpx": logging.WARNING,
     "httpcore": logging.WARNING,

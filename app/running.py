@@ -21,6 +21,7 @@ from app.settings import Settings
 from app.wiring import Wiring, new_id
 
 DEFAULT_URL = "http://127.0.0.1:8080"
+WATCH_INTERVAL_S = 1.0
 LOOPBACK = (ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128"))
 
 
@@ -37,7 +38,7 @@ def run_everything(settings: Settings, *, demo: bool) -> int:
         settings = with_embedded(settings, servers.database_owner_url, servers.redis_url)
         if settings.database_owner_url:
             migrate_database(settings)
-        return _run(_serve(_open_to_itself(settings), PartNames.all(), demo=demo, welcome=True))
+        return _run(_serve(_open_to_itself(settings), PartNames.all(), demo=demo, embedded=embedded))
     finally:
         embedded.stop()
 
@@ -100,7 +101,7 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-async def _serve(settings: Settings, parts: PartNames, *, demo: bool = False, welcome: bool = False) -> int:
+async def _serve(settings: Settings, parts: PartNames, *, demo: bool = False, embedded: Embedded | None = None) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -112,7 +113,8 @@ async def _serve(settings: Settings, parts: PartNames, *, demo: bool = False, we
 
         peers = await start_demo_peers(settings.data_dir / "demo")
         wiring.network_settings = peers.settings
-    on_ready: Callable[[str], None] = _welcome if welcome else _say_where
+    on_ready: Callable[[str], None] = _welcome if embedded else _say_where
+    watcher = asyncio.create_task(_watch(embedded, stop)) if embedded else None
     try:
         await Process(wiring, parts, settings.host, settings.port, on_ready).run(stop)
     except OSError as error:
@@ -121,7 +123,17 @@ async def _serve(settings: Settings, parts: PartNames, *, demo: bool = False, we
     finally:
         if peers is not None:
             await peers.stop()
+    if watcher is not None and watcher.done():
+        raise CannotRun(f"Stopped, because the embedded {watcher.result()} ended by itself. Its log is in {settings.data_dir}.")
     return 0
+
+
+async def _watch(embedded: Embedded, stop: asyncio.Event) -> str:
+    """Without its servers nothing here can go on: stop when one of them ends by itself, and say which."""
+    while not (ended := embedded.ended()):  # noqa: ASYNC110 - a process that ends sets no event
+        await asyncio.sleep(WATCH_INTERVAL_S)
+    stop.set()
+    return " and ".join(ended)
 
 
 def _say_where(url: str) -> None:

@@ -3,6 +3,7 @@
 A part is a coroutine that runs until cancelled. `app/parts.py` keeps it running; here is what it is made of.
 """
 
+import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -10,7 +11,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property, partial
-from typing import Any
 from uuid import UUID
 
 import orjson
@@ -52,7 +52,7 @@ from write_side.submit import Submitter
 
 DUE_LIST_GOOD_FOR_MS = 10_000
 
-WORKERS: dict[Service, Callable[[Any, Network], Awaitable[Result]]] = {
+WORKERS: dict[Service, Callable[..., Awaitable[Result]]] = {
     Service.GEOIP: geoip.look_up,
     Service.PING: ping.look_up,
     Service.RDAP: rdap.look_up,
@@ -79,6 +79,8 @@ class Wiring:
     network_settings: NetworkSettings | None = None
     lookups: dict[Service, LookUp] | None = None
     keys: Keys = field(default_factory=Keys)
+    _network: Network | None = None
+    _opening_network: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     # --- connections --------------------------------------------------------------------------------------------------
 
@@ -95,6 +97,8 @@ class Wiring:
 
     async def aclose(self) -> None:
         """Close what the parts shared."""
+        if self._network is not None:
+            await self._network.aclose()
         if "store" in self.__dict__:
             await self.store.close()
         if "redis" in self.__dict__:
@@ -174,7 +178,8 @@ class Wiring:
 
     async def worker(self, service: Service) -> None:
         bus = self.bus()
-        async with self.documents() as documents, self._lookup(service) as look_up:
+        look_up = await self._look_up(service)
+        async with self.documents() as documents:
             worker = Worker(
                 service=service,
                 look_up=look_up,
@@ -188,16 +193,13 @@ class Wiring:
             async with _started(bus):
                 await worker.run(inboxes)
 
-    @asynccontextmanager
-    async def _lookup(self, service: Service) -> AsyncIterator[LookUp]:
+    async def _look_up(self, service: Service) -> LookUp:
         if self.lookups is not None:
-            yield self.lookups[service]
-            return
-        network = await open_network(self.network_settings or self._network_settings(), utc_now)
-        try:
-            yield partial(_look_up, WORKERS[service], network)
-        finally:
-            await network.aclose()
+            return self.lookups[service]
+        async with self._opening_network:
+            if self._network is None:
+                self._network = await open_network(self.network_settings or self._network_settings(), utc_now)
+        return partial(WORKERS[service], net=self._network)
 
     def _network_settings(self) -> NetworkSettings:
         settings = self.settings
@@ -235,10 +237,6 @@ async def _started(bus: Bus) -> AsyncIterator[Bus]:
         yield bus
     finally:
         await bus.stop()
-
-
-async def _look_up(look_up: Callable[[Any, Network], Awaitable[Result]], network: Network, target: Any) -> Result:
-    return await look_up(target, network)
 
 
 def _services_body() -> bytes:

@@ -23,6 +23,9 @@ class LookupFailed(Exception):  # noqa: N818 - an outcome in the domain's words
     message: str
     transient: bool = False
 
+    def __str__(self) -> str:
+        return self.message
+
 
 @dataclass
 class LookupDeferred(Exception):  # noqa: N818 - an outcome in the domain's words
