@@ -53,7 +53,8 @@ def _cloud_event(stored: StoredFact, source: str) -> bytes:
     envelope = envelope_of(stored.state)
     topic, data = _current(stored)
     extensions = "".join(
-        f',"{attribute}":"{envelope[name]}"'
+        # Told to us by a client: spelled as JSON, lest it end its string and name another job.
+        f',"{attribute}":{orjson.dumps(envelope[name]).decode()}'
         for attribute, name in (
             ("correlationid", "correlation_id"),
             ("causationid", "causation_id"),
