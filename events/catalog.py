@@ -36,8 +36,27 @@ class UnknownFact(Exception):  # noqa: N818 - a finding about the log, in the do
 
 
 def fact_type(topic: str) -> type[Fact]:
-    """The current class of a topic; raises `UnknownFact`, so that a reader stops loudly rather than skip."""
-    try:
-        return FACTS[topic]
-    except KeyError:
-        raise UnknownFact(f"This program does not know facts of the kind {topic!r}. Upgrade it before it reads on.") from None
+    """The class of a topic, of a current or an older one; raises `UnknownFact`: a reader stops loudly rather than skip."""
+    return FACTS[_current(topic)]
+
+
+def upcast(topic: str, value: dict[str, Any]) -> dict[str, Any]:
+    """The JSON object of a fact of any known version as the current version's, one step at a time."""
+    while topic not in FACTS:
+        value = UPCASTERS[topic](value)
+        topic = _next_version(topic)
+    return value
+
+
+def _current(topic: str) -> str:
+    step = topic
+    while step not in FACTS:
+        if step not in UPCASTERS:
+            raise UnknownFact(f"This program does not know facts of the kind {topic!r}. Upgrade it before it reads on.")
+        step = _next_version(step)
+    return step
+
+
+def _next_version(topic: str) -> str:
+    name, _, version = topic.rpartition(".v")
+    return f"{name}.v{int(version) + 1}"

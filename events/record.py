@@ -21,7 +21,7 @@ from uuid import UUID
 
 import orjson
 
-from events.catalog import TOPICS, UPCASTERS, fact_type
+from events.catalog import FACTS, TOPICS, fact_type, upcast
 from events.chain import chained_hash
 from events.facts import Fact
 
@@ -129,10 +129,10 @@ def read(stored: StoredFact) -> Recorded:
 
 
 def fact_of(topic: str, state: bytes) -> Fact:
-    upcast = UPCASTERS.get(topic)
-    if upcast is not None:
-        return fact_type(topic).model_validate(upcast(orjson.loads(whole_fact(topic, state))), strict=False)
-    return fact_type(topic).model_validate_json(whole_fact(topic, state))
+    whole = whole_fact(topic, state)
+    if topic not in FACTS:
+        whole = orjson.dumps(upcast(topic, orjson.loads(whole)))
+    return fact_type(topic).model_validate_json(whole)
 
 
 def whole_fact(topic: str, state: bytes) -> bytes:
