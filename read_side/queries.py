@@ -22,7 +22,6 @@ WAIT_MAX_S = 2.0
 WAITERS_MAX = 1_000
 YOUNG_MS = 10_000
 """An id older than what the views have seen by this much is not on its way any more: an append takes less."""
-LAG_MAX_MS = 5_000
 UUID_V7 = 7
 
 log = logging.getLogger(__name__)
@@ -78,13 +77,14 @@ class JobQueries:
 
     async def job(self, job_id: UUID) -> Answer | None:
         """The job's document; None when there is no such job. Raises `ViewsUnavailable` or `ViewsRebuilding`."""
+        asked_ms = int(self.now().timestamp() * 1000)
         seen = await self._look(job_id)
         if seen.document is None and not self._is_known_absent(job_id, seen):
-            seen = await self._wait_for(job_id, seen)
+            seen = await self._wait_for(job_id, seen, asked_ms)
         if seen.document is not None:
             position, _, body = seen.document.partition(b"\n")
             return Answer(body, f'"{JOB_STATUS_VERSION}-{position.decode()}"')
-        if self._is_known_absent(job_id, seen) or self._is_current(seen):
+        if self._is_known_absent(job_id, seen) or _has_all_until(asked_ms, seen):
             return None
         raise ViewsRebuilding
 
@@ -97,14 +97,14 @@ class JobQueries:
             raise ViewsUnavailable from error
         return _Seen(complete == b"1", int(caught_up_ms or 0), document)
 
-    async def _wait_for(self, job_id: UUID, seen: _Seen) -> _Seen:
-        """Look again at each move of the projector, for `WAIT_MAX_S` at most."""
+    async def _wait_for(self, job_id: UUID, seen: _Seen, asked_ms: int) -> _Seen:
+        """Look again at each move of the projector until it has come past our question, for `WAIT_MAX_S` at most."""
         if self._waiters >= WAITERS_MAX:
             return seen
         self._waiters += 1
         try:
             async with asyncio.timeout(WAIT_MAX_S):
-                while seen.document is None:
+                while seen.document is None and not _has_all_until(asked_ms, seen):
                     await self._next_move()
                     seen = await self._look(job_id)
         except TimeoutError:
@@ -125,9 +125,6 @@ class JobQueries:
             return False
         return job_id.version != UUID_V7 or _made_at_ms(job_id) < seen.caught_up_ms - YOUNG_MS
 
-    def _is_current(self, seen: _Seen) -> bool:
-        return seen.complete and int(self.now().timestamp() * 1000) - seen.caught_up_ms <= LAG_MAX_MS
-
     async def _listen(self) -> None:
         while True:
             try:
@@ -143,6 +140,14 @@ class JobQueries:
             return
         async with self._moved:
             self._moved.notify_all()
+
+
+def _has_all_until(asked_ms: int, seen: _Seen) -> bool:
+    """Whether the views hold every job that was taken on before the question: who asks after a 202 asks after its commit.
+
+    A small lag would not do: a projector that died a second ago is hardly behind, and misses the jobs of that second.
+    """
+    return seen.complete and seen.caught_up_ms > asked_ms
 
 
 def _made_at_ms(job_id: UUID) -> int:
