@@ -1,5 +1,6 @@
 """Given / when / then: the facts, commands and outcomes of one job, each with everything that a test does not care about."""
 
+import asyncio
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from itertools import count
@@ -260,3 +261,17 @@ async def given(store: EventStore, *facts: JobFact, job_id: UUID = JOB) -> Strea
     """A log that holds these facts of a new job."""
     (head,) = await store.append(AppendUnit([NewFacts(job_id, StreamHead(), facts)], CAUSE))
     return head
+
+
+# --- Waiting ----------------------------------------------------------------------------------------------------------
+
+
+async def eventually(holds: Callable[[], bool], *, patience_s: float = 10.0) -> None:
+    """Wait until something holds that other coroutines bring about, within a bound."""
+    clock = asyncio.get_running_loop().time
+    give_up_at = clock() + patience_s
+    while clock() < give_up_at:
+        if holds():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError("It did not come about in time.")

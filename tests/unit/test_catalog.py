@@ -1,7 +1,8 @@
 """The catalog is complete, resolves to itself only, and brings what an older release wrote up to date."""
 
 import re
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import Any
 
 import pytest
 
@@ -55,7 +56,8 @@ def two_versions_later(monkeypatch: pytest.MonkeyPatch) -> None:
     """A release in which TaskTimedOut stands at version 3: first it had no attempt, then its time had another name."""
     monkeypatch.delitem(FACTS, FIRST)
     monkeypatch.setitem(FACTS, THIRD, TaskTimedOut)
-    monkeypatch.setitem(cast("dict[type[Fact], str]", TOPICS), TaskTimedOut, THIRD)
+    topics: Mapping[Any, str] = TOPICS
+    monkeypatch.setitem(topics, TaskTimedOut, THIRD)
     monkeypatch.setitem(UPCASTERS, FIRST, lambda old: {**old, "attempt": 1})
     monkeypatch.setitem(UPCASTERS, SECOND, _with_the_times_new_name)
 
