@@ -42,11 +42,16 @@ class Sagas:
 
     async def load(self, job_ids: Sequence[UUID]) -> Mapping[UUID, Loaded]:
         """The states of many jobs, those not remembered in one query. A job that is not in the log is not in the answer."""
-        missing = [job_id for job_id in job_ids if job_id not in self._cache]
+        # Kept aside, because what is read now may push what was remembered out of the cache.
+        found = {job_id: self._cache[job_id] for job_id in job_ids if job_id in self._cache}
+        for job_id in found:
+            self._cache.move_to_end(job_id)
+        missing = [job_id for job_id in job_ids if job_id not in found]
         if missing:
             for job_id, stream in (await self._store.read(missing)).items():
-                self._remember(job_id, _loaded(stream))
-        return {job_id: self._cache[job_id] for job_id in job_ids if job_id in self._cache}
+                found[job_id] = _loaded(stream)
+                self._remember(job_id, found[job_id])
+        return found
 
     async def decide(self, job_id: UUID, decision: Decision, *, actor: str, causation_id: UUID | None) -> Sequence[JobFact]:
         """Append what `decision` makes of the current state; gives the facts, none when the decision was that there is no news.
