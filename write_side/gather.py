@@ -81,28 +81,33 @@ class Gatherer:
         return [outcome for of_job in left for outcome in of_job]
 
     async def _record(self, job_id: UUID, outcomes: list[TaskOutcome]) -> list[TaskOutcome]:
+        news = 0
+
+        def decision(saga: LookupSaga) -> list[JobFact]:
+            nonlocal news
+            facts, news = self._decide(saga, outcomes)
+            return facts
+
         try:
-            facts = await self.sagas.decide(
-                job_id, lambda saga: self._decide(saga, outcomes), actor=ACTOR, causation_id=outcomes[0].command_id
-            )
+            await self.sagas.decide(job_id, decision, actor=ACTOR, causation_id=outcomes[0].command_id)
         except (StoreUnavailable, OutcomeUnknown, TooManyConflicts):
             return outcomes
-        if facts:
-            self.counters.recorded += len(outcomes)
-        else:
-            self.counters.ignored += len(outcomes)
+        self.counters.recorded += news
+        self.counters.ignored += len(outcomes) - news
         return []
 
-    def _decide(self, saga: LookupSaga, outcomes: Sequence[TaskOutcome]) -> list[JobFact]:
-        """One decision about all outcomes of a job that are in hand."""
+    def _decide(self, saga: LookupSaga, outcomes: Sequence[TaskOutcome]) -> tuple[list[JobFact], int]:
+        """One decision about all outcomes of a job that are in hand; with it, how many of them were news."""
         facts: list[JobFact] = []
+        news = 0
         now = self.now()
         for outcome in outcomes:
             decided = record_outcome(saga, outcome, next_command_id=self.new_id(), now=now, rules=self.rules)
             for fact in decided:
                 saga = evolve(saga, fact)
             facts.extend(decided)
-        return facts
+            news += bool(decided)
+        return facts, news
 
     async def _outcomes_of(self, delivery: Delivery) -> list[TaskOutcome]:
         outcomes: list[TaskOutcome] = []
