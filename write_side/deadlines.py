@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from uuid import UUID
 
 from domain.commands import ExpireTasks, Rules
@@ -25,6 +25,8 @@ TICK_S = 0.5
 DUE_MAX = 200
 LOG_PAGE = 200
 LOG_SCAN_INTERVAL_S = 5.0
+APPEND_MAX = timedelta(seconds=10)
+"""A fact is recorded later than it was decided, by less than this."""
 ACTOR = "deadlines"
 
 DueJobs = Callable[[datetime, int], Awaitable[Sequence[UUID] | None]]
@@ -78,12 +80,12 @@ class Deadlines:
         return expire_tasks(saga, command, next_command_ids=ids, rules=self.rules)
 
     async def _relayed_until(self, now: datetime) -> datetime:
-        """What was recorded up to this time has left for the workers."""
+        """What was decided up to this time has left for the workers: well before the first fact that has not was recorded."""
         position = await self.relayed_position()
         waiting = await self.store.read_all(position, 1)
         if not waiting:
             return now
-        return datetime.fromisoformat(envelope_of(waiting[0].state)["recorded_at"])
+        return datetime.fromisoformat(envelope_of(waiting[0].state)["recorded_at"]) - APPEND_MAX
 
     async def _due_by_the_log(self, now: datetime) -> list[UUID]:
         clock = asyncio.get_running_loop().time()
