@@ -67,6 +67,6 @@ def _ours(layout: str, processes: Sequence[Sequence[str]]) -> Contender:
 
 
 OURS = [_ours(layout, processes) for layout, processes in LAYOUTS.items()]
-CELERY = Contender("celery chord", "bench.celery_chord", {"celery 1": {"pool": "prefork", "concurrency": 2}})
+CELERY = Contender("celery chord", "bench.celery_chord", {f"celery {n}": {"pool": "solo", "concurrency": 1} for n in (1, 2)})
 DRAMATIQ = Contender("dramatiq group", "bench.dramatiq_group", {f"dramatiq {n}": {"threads": 8} for n in (1, 2)})
 CONTENDERS = [*OURS, CELERY, DRAMATIQ]

@@ -75,25 +75,20 @@ def _figures(transport: Transport, contender: str, measured: Sequence[Measured])
 
 def print_figures(figures: Sequence[Figures], console: Console) -> None:
     """`times` compares a transport's jobs per second with those of its first row."""
-    table = Table("transport", "contender", box=None, pad_edge=False)
+    speeds = Table("transport", "contender", box=None, pad_edge=False)
     for title in ("jobs/s", "from", "to", "times", "p50 ms", "p95 ms"):
-        table.add_column(title, justify="right")
-    table.add_column("processor ms per job")
+        speeds.add_column(title, justify="right")
     first: dict[Transport, Figures] = {}
     for one in figures:
-        best = first.setdefault(one.transport, one)
-        numbers = [one.jobs_per_s, one.jobs_per_s_min, one.jobs_per_s_max]
-        programs = ", ".join(f"{name} {used:.2f}" for name, used in sorted(one.processor_ms.items(), key=lambda item: -item[1]))
-        table.add_row(
-            one.transport,
-            one.contender,
-            *(f"{number:,.0f}" for number in numbers),
-            f"{one.jobs_per_s / best.jobs_per_s:.2f}",
-            f"{one.p50_ms:.1f}",
-            f"{one.p95_ms:.1f}",
-            programs,
-        )
-    console.print(table)
+        times = one.jobs_per_s / first.setdefault(one.transport, one).jobs_per_s
+        numbers = [f"{number:,.0f}" for number in (one.jobs_per_s, one.jobs_per_s_min, one.jobs_per_s_max)]
+        speeds.add_row(one.transport, one.contender, *numbers, f"{times:.2f}", f"{one.p50_ms:.1f}", f"{one.p95_ms:.1f}")
+    console.print(speeds)
+    console.print("\nProcessor time, ms per job")
+    for one in figures:
+        used = sorted(one.processor_ms.items(), key=lambda item: -item[1])
+        programs = ", ".join(f"{name} {milliseconds:.2f}" for name, milliseconds in used)
+        console.print(f"{one.transport}, {one.contender}: {sum(one.processor_ms.values()):.2f} = {programs}", soft_wrap=True)
 
 
 def machine() -> dict[str, Any]:
@@ -109,4 +104,4 @@ def machine() -> dict[str, Any]:
 def print_machine(found: dict[str, Any], console: Console) -> None:
     packages = ", ".join(f"{name} {number}" for name, number in found["packages"].items())
     console.print(f"{found['processors']} processors, load {found['load_before']} before, {found['system']}")
-    console.print(f"Python {found['python']}, {packages}\n")
+    console.print(f"Python {found['python']}, {packages}\n", soft_wrap=True)
