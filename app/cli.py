@@ -45,9 +45,9 @@ def _code_of(error: Exception) -> int | None:
     from app.embedded.failure import EmbeddedError
     from app.migrate import MigrationFailed
     from app.parts import UnknownPart
-    from app.running import CannotRun
+    from app.running import CannotRun, SettingMissing
 
-    if isinstance(error, UnknownPart):
+    if isinstance(error, UnknownPart | SettingMissing):
         return 2
     return 1 if isinstance(error, CannotRun | EmbeddedError | MigrationFailed) else None
 

@@ -29,6 +29,10 @@ class CannotRun(Exception):  # noqa: N818 - what is the case, in our words
     """Nothing was started; the message says why and what to do."""
 
 
+class SettingMissing(CannotRun):
+    """The command was given no server to work on."""
+
+
 def run_everything(settings: Settings, *, demo: bool) -> int:
     """All parts in this process, with embedded servers where no URL is given. Must be called from the main thread."""
     embedded = Embedded(settings.data_dir, postgres=settings.database_url is None, valkey=settings.redis_url is None)
@@ -51,14 +55,14 @@ def run_parts(settings: Settings, words: Sequence[str]) -> int:
         needed["LOOKUP_DATABASE_URL"] = settings.database_url
     missing = [variable for variable, value in needed.items() if value is None]
     if missing:
-        raise CannotRun(f"{' and '.join(missing)} must be set to run parts alone (`lookup up` needs neither).")
+        raise SettingMissing(f"{' and '.join(missing)} must be set to run parts alone (`lookup up` needs neither).")
     return _run(_serve(settings, parts))
 
 
 def migrate_database(settings: Settings) -> None:
-    """Raises `MigrationFailed` or `CannotRun`."""
+    """Raises `MigrationFailed` or `SettingMissing`."""
     if settings.database_owner_url is None:
-        raise CannotRun("LOOKUP_DATABASE_OWNER_URL is not set.")
+        raise SettingMissing("LOOKUP_DATABASE_OWNER_URL is not set.")
     passwords = {
         APP_ROLE: settings.app_password,
         READER_ROLE: settings.reader_password,
