@@ -80,8 +80,12 @@ class Worker:
                 for queue, inbox in inboxes.items():
                     readers.create_task(self._read(queue, inbox))
         finally:
-            async with asyncio.timeout(HAND_BACK_S):
-                await self._hand_back(inboxes)
+            try:
+                async with asyncio.timeout(HAND_BACK_S):
+                    await self._hand_back(inboxes)
+            except (BusUnavailable, TimeoutError):
+                # Nothing is lost, and whoever stopped us must not take this for an error that wants another start.
+                log.warning("The broker takes nothing back; what is unacknowledged comes again by itself.")
 
     async def _read(self, queue: Queue, inbox: Inbox) -> None:
         while True:
