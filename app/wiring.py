@@ -21,6 +21,7 @@ from redis.exceptions import RedisError
 from uuid_utils.compat import uuid7
 
 from app import health
+from app.http.middlewares import request_id_of
 from app.http.problem import problem
 from app.settings import Settings
 from domain.address_policy import AddressPolicy
@@ -129,7 +130,7 @@ class Wiring:
 
     def write_routes(self) -> list[web.RouteDef]:
         submitter = Submitter(self.store, self.policy(), self.settings.rules, utc_now, new_id, self.settings.tenant)
-        return WriteApi(submitter, problem, new_id).routes()
+        return WriteApi(submitter, problem, new_id, request_id_of).routes()
 
     def read_routes(self, queries: JobQueries) -> list[web.RouteDef]:
         return [*ReadApi(queries, problem, _services_body(), self.settings.data_as_string).routes(), *page_routes()]

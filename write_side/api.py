@@ -1,5 +1,6 @@
 """The command side's routes: take a request apart, hand it to `submit`, say what became of it."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from uuid import UUID
@@ -22,6 +23,9 @@ POLL_AFTER_S = 1
 ANONYMOUS = "anonymous"
 """The actor in an envelope, which is never erased. The client's address goes into `requested_by`, which is erasable."""
 
+_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
+"""W3C Trace Context section 3.2.2. What does not look like one is passed over, as section 3.2 asks."""
+
 Problem = Callable[..., web.Response]
 """`app.http.problem.problem`: (status, code, message, headers) -> a problem+json response."""
 
@@ -33,6 +37,7 @@ class WriteApi:
     submitter: Submitter
     problem: Problem
     new_id: Callable[[], UUID]
+    request_id_of: Callable[[web.Request], str | None]
 
     def routes(self) -> list[web.RouteDef]:
         return [web.post("/api/lookup", self.submit)]
@@ -49,8 +54,8 @@ class WriteApi:
         cause = Cause(
             actor=ANONYMOUS,
             correlation_id=self.new_id(),
-            request_id=request.get("request_id"),
-            traceparent=request.headers.get("traceparent"),
+            request_id=self.request_id_of(request),
+            traceparent=_traceparent_of(request.headers.get("traceparent", "")),
         )
         try:
             accepted = await self.submitter.submit(target, services, cause, requested_by=request.remote)
@@ -66,6 +71,10 @@ def _accepted(job_id: UUID, position: int) -> web.Response:
     body = {"jobId": job_id, "statusUrl": status_url, "message": SUBMITTED, "position": position}
     headers = {"Location": status_url, "Retry-After": str(POLL_AFTER_S)}
     return web.Response(status=202, body=orjson.dumps(body), content_type="application/json", headers=headers)
+
+
+def _traceparent_of(header: str) -> str | None:
+    return header if _TRACEPARENT.fullmatch(header) else None
 
 
 def _object_of(body: bytes) -> dict[str, object] | None:

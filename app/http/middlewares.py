@@ -12,20 +12,25 @@ from app.http.problem import problem
 
 BODY_BYTES_MAX = 65_536
 BODY_TIMEOUT_S = 10.0
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+REQUEST_ID = web.RequestKey("request_id", str)
+_WELL_FORMED = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 log = logging.getLogger(__name__)
 
 
+def request_id_of(request: web.Request) -> str | None:
+    return request.get(REQUEST_ID)
+
+
 @web.middleware
 async def with_request_id(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Keep a caller's well-formed X-Request-Id, or make one; every answer tells it."""
     given = request.headers.get("X-Request-Id", "")
-    request["request_id"] = given if _REQUEST_ID.fullmatch(given) else str(uuid7())
+    request[REQUEST_ID] = given if _WELL_FORMED.fullmatch(given) else str(uuid7())
     response = await handler(request)
-    response.headers["X-Request-Id"] = request["request_id"]
+    response.headers["X-Request-Id"] = request[REQUEST_ID]
     response.headers["X-Content-Type-Options"] = "nosniff"
     return response
 
@@ -49,7 +54,7 @@ async def with_problems(request: web.Request, handler: Handler) -> web.StreamRes
     except ConnectionResetError:
         raise
     except Exception:
-        log.exception("Request %s failed.", request.get("request_id"))
+        log.exception("Request %s failed.", request_id_of(request))
         return problem(500, "internal_error", "Something broke on our side. The service's log says more.")
 
 
