@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
+import pytest
 from cyclopts import App, Parameter
 from rich.console import Console
 
@@ -134,7 +135,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGTERM, _end_like_ctrl_c)
     try:
         sys.exit(app(result_action="return_value"))
-    except (BenchFailed, EmbeddedError) as error:
+    except (BenchFailed, EmbeddedError, pytest.fail.Exception, pytest.exit.Exception) as error:
         print(f"bench: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:

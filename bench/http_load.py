@@ -158,7 +158,7 @@ async def _seen_completed(connection: Connection, path: bytes, pause_s: float, t
     while time.monotonic() < give_up_at:
         condition = b"If-None-Match: %b\r\n" % etag if etag else b""
         answer = await connection.ask(b"GET %b HTTP/1.1\r\nHost: bench\r\n%b\r\n" % (path, condition))
-        if answer.status == 200 and _is_completed(path, answer.body):
+        if answer.status == 200 and is_completed(path, answer.body):
             return
         if answer.status not in {200, 304, 503}:
             raise BenchFailed(f"{path.decode()} answered {answer.status}: {answer.body.decode(errors='replace')}")
@@ -167,7 +167,8 @@ async def _seen_completed(connection: Connection, path: bytes, pause_s: float, t
     raise BenchFailed(f"{path.decode()} was not Completed within {timeout_s:.0f} s.")
 
 
-def _is_completed(path: bytes, body: bytes) -> bool:
+def is_completed(path: bytes, body: bytes) -> bool:
+    """Whether a job has ended. Raises `BenchFailed` when it did not end with four good results."""
     job = orjson.loads(body)
     if job["status"] == "Processing":
         return False
