@@ -92,6 +92,11 @@ class Wiring:
         return PostgresStore(self.settings.database_url, Scribe(utc_now, new_id, partial(os.urandom, SALT_BYTES)))
 
     @cached_property
+    def sagas(self) -> Sagas:
+        """One as well: a job that is taken on here need not be read again when its outcomes are gathered."""
+        return Sagas(self.store)
+
+    @cached_property
     def redis(self) -> Redis:
         assert self.settings.redis_url is not None
         return Redis.from_url(self.settings.redis_url, socket_connect_timeout=2.0, socket_timeout=5.0)
@@ -129,7 +134,7 @@ class Wiring:
     # --- HTTP ---------------------------------------------------------------------------------------------------------
 
     def write_routes(self) -> list[web.RouteDef]:
-        submitter = Submitter(self.store, self.policy(), self.settings.rules, utc_now, new_id, self.settings.tenant)
+        submitter = Submitter(self.sagas, self.policy(), self.settings.rules, utc_now, new_id, self.settings.tenant)
         return WriteApi(submitter, problem, new_id, request_id_of).routes()
 
     def read_routes(self, queries: JobQueries) -> list[web.RouteDef]:
@@ -155,14 +160,14 @@ class Wiring:
 
     async def gather(self) -> None:
         bus = self.bus()
-        gatherer = Gatherer(Sagas(self.store), bus, self.settings.rules, utc_now, new_id)
+        gatherer = Gatherer(self.sagas, bus, self.settings.rules, utc_now, new_id)
         inbox = gatherer.subscribe()
         async with _started(bus):
             await gatherer.run(inbox)
 
     async def deadlines(self) -> None:
         await Deadlines(
-            Sagas(self.store, cache_max=2_000),
+            self.sagas,
             self.store,
             self._due_jobs,
             self._relayed_position,

@@ -7,6 +7,7 @@ every resolved address and redirect.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 IPAddress = IPv4Address | IPv6Address
@@ -165,6 +166,7 @@ def _refusal(address: str | IPAddress, exceptions: tuple[IPNetwork, ...], conseq
     return f"{text} leads to {part}, which is {article} {kind} address; {consequence}"
 
 
+@lru_cache(maxsize=4_096)
 def _special_part(address: IPAddress, exceptions: tuple[IPNetwork, ...]) -> tuple[IPAddress, str] | None:
     """The address that is special, with its kind: this one, or one that it carries; None when all are ordinary or excepted."""
     block = next((block for block in _SMALLEST_FIRST if address in block.network), None)

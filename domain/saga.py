@@ -81,10 +81,10 @@ def evolve(saga: LookupSaga | None, fact: Fact) -> LookupSaga:
             dispatched = {
                 task.service: OpenTask(task.attempt, task.command_id, dispatched_at=fact.dispatched_at) for task in fact.tasks
             }
-            return replace(saga, open_tasks={**saga.open_tasks, **dispatched})
+            return LookupSaga(saga.submitted, {**saga.open_tasks, **dispatched}, saga.endings, saga.closed)
         case TaskDeferred():
             deferred = replace(saga.open_tasks[fact.service], dispatched_at=None, deferred_until=fact.until)
-            return replace(saga, open_tasks={**saga.open_tasks, fact.service: deferred})
+            return LookupSaga(saga.submitted, {**saga.open_tasks, fact.service: deferred}, saga.endings, saga.closed)
         case TaskCompleted():
             return _ended(saga, fact.service, Ending.SUCCEEDED)
         case TaskFailed():
@@ -94,7 +94,7 @@ def evolve(saga: LookupSaga | None, fact: Fact) -> LookupSaga:
         case TaskSkipped():
             return _ended(saga, fact.service, Ending.SKIPPED)
         case JobCompleted() | JobFailed() | JobCancelled():
-            return replace(saga, closed=True)
+            return LookupSaga(saga.submitted, saga.open_tasks, saga.endings, closed=True)
         case _:
             raise ValueError(f"{type(fact).__name__} is not a fact about a job.")
 
@@ -111,7 +111,7 @@ def replay(facts: Iterable[Fact]) -> LookupSaga:
 
 def _ended(saga: LookupSaga, service: Service, ending: Ending) -> LookupSaga:
     still_open = {name: task for name, task in saga.open_tasks.items() if name is not service}
-    return replace(saga, open_tasks=still_open, endings={**saga.endings, service: ending})
+    return LookupSaga(saga.submitted, still_open, {**saga.endings, service: ending}, saga.closed)
 
 
 # --- Decisions --------------------------------------------------------------------------------------------------------
@@ -285,6 +285,8 @@ def _timed_out(saga: LookupSaga, service: Service, task: OpenTask, now: datetime
 
 def _closed_if_done(saga: LookupSaga | None, facts: list[JobFact], now: datetime) -> list[JobFact]:
     """The facts, and the one that closes the job if they leave no task open."""
+    if saga is not None and len(saga.open_tasks) > len(facts):
+        return facts  # Each fact ends one task at most.
     for fact in facts:
         saga = evolve(saga, fact)
     if saga is None or not facts or saga.open_tasks:

@@ -88,10 +88,12 @@ def write(
     fact: Fact, place: Place, cause: Cause, *, event_id: UUID, recorded_at: datetime, salt: Callable[[], bytes]
 ) -> Written:
     """Lay a fact out for the log. `salt` gives `SALT_BYTES` fresh random bytes for each erasable field."""
-    erasable = _erasable_values(fact)
-    salts = {name: salt() for name in erasable}
-    envelope: dict[str, Any] = {
-        "event_id": event_id,
+    return write_caused(fact, place, shared_envelope(cause, recorded_at), event_id=event_id, salt=salt)
+
+
+def shared_envelope(cause: Cause, recorded_at: datetime) -> bytes:
+    """What the envelopes of all facts of one decision have in common: JSON members, without the braces."""
+    members = {
         "correlation_id": cause.correlation_id,
         "causation_id": cause.causation_id,
         "actor": cause.actor,
@@ -101,18 +103,34 @@ def write(
         "reason": cause.reason,
         "traceparent": cause.traceparent,
     }
-    envelope = {name: value for name, value in envelope.items() if value is not None}
-    if erasable:
-        envelope["erasable"] = {name: digest(salts[name], value) for name, value in erasable.items()}
+    told = {name: value for name, value in members.items() if value is not None}
+    return orjson.dumps(told, option=orjson.OPT_UTC_Z)[1:-1]
+
+
+def write_caused(fact: Fact, place: Place, shared: bytes, *, event_id: UUID, salt: Callable[[], bytes]) -> Written:
+    """`write` with the envelope's common part already laid out."""
     topic = TOPICS[type(fact)]
-    envelope_bytes = orjson.dumps(envelope, option=orjson.OPT_UTC_Z)
-    chained = fact.__pydantic_serializer__.to_json(fact, exclude=set(fact.erasable_fields) or None, exclude_none=True)
-    hashed = chained_hash(place.previous_hash, place.stream_id, place.stream_version, topic, envelope_bytes, chained)
-    lines = [envelope_bytes, chained, hashed.hex().encode()]
-    if erasable:
-        lines.append(orjson.dumps({name: value.hex() for name, value in salts.items()}))
-        lines.append(b"{" + b",".join(orjson.dumps(name) + b":" + value for name, value in erasable.items()) + b"}")
-    return Written(place.stream_id, place.stream_version, topic, b"\n".join(lines), hashed)
+    envelope = b'{"event_id":"%b",%b' % (str(event_id).encode(), shared)
+    if not fact.erasable_fields:
+        chained = fact.__pydantic_serializer__.to_json(fact, exclude_none=True)
+        return _written(place, topic, envelope + b"}", chained, [])
+    chained = fact.__pydantic_serializer__.to_json(fact, exclude=set(fact.erasable_fields), exclude_none=True)
+    values = _erasable_values(fact)
+    if not values:
+        return _written(place, topic, envelope + b"}", chained, [])
+    salts = {name: salt() for name in values}
+    digests = orjson.dumps({name: digest(salts[name], value) for name, value in values.items()})
+    erasable = [
+        orjson.dumps({name: value.hex() for name, value in salts.items()}),
+        b"{" + b",".join(b'"%b":%b' % (name.encode(), value) for name, value in values.items()) + b"}",
+    ]
+    return _written(place, topic, b'%b,"erasable":%b}' % (envelope, digests), chained, erasable)
+
+
+def _written(place: Place, topic: str, envelope: bytes, chained: bytes, erasable: list[bytes]) -> Written:
+    hashed = chained_hash(place.previous_hash, place.stream_id, place.stream_version, topic, envelope, chained)
+    state = b"\n".join([envelope, chained, hashed.hex().encode(), *erasable])
+    return Written(place.stream_id, place.stream_version, topic, state, hashed)
 
 
 def read(stored: StoredFact) -> Recorded:

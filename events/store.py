@@ -16,7 +16,7 @@ from uuid import UUID
 
 from events.chain import GENESIS
 from events.facts import Fact
-from events.record import Cause, Place, StoredFact, Written, write
+from events.record import Cause, Place, StoredFact, Written, shared_envelope, write_caused
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,15 +95,15 @@ class Scribe:
 
     def write(self, unit: AppendUnit) -> list[list[Written]]:
         """The unit's rows, a list for each of its streams."""
-        recorded_at = self.now()
-        return [self._write_stream(new, unit.cause, recorded_at) for new in unit.streams]
+        shared = shared_envelope(unit.cause, self.now())
+        return [self._write_stream(new, shared) for new in unit.streams]
 
-    def _write_stream(self, new: NewFacts, cause: Cause, recorded_at: datetime) -> list[Written]:
+    def _write_stream(self, new: NewFacts, shared: bytes) -> list[Written]:
         rows: list[Written] = []
         previous = new.head.hash
         for version, fact in enumerate(new.facts, start=new.head.version + 1):
             place = Place(new.stream_id, version, previous)
-            row = write(fact, place, cause, event_id=self.new_id(), recorded_at=recorded_at, salt=self.salt)
+            row = write_caused(fact, place, shared, event_id=self.new_id(), salt=self.salt)
             rows.append(row)
             previous = row.hash
         return rows

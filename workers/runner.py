@@ -145,10 +145,19 @@ class Worker:
 
     async def _with_retries(self, item: LookUp) -> lookup.Result:
         """Transient failures are tried again inside the attempt's own time, with backoff and jitter."""
+        try:
+            return await self.look_up(item.target)
+        except LookupFailed as failed:
+            if not failed.transient:
+                raise
+            first = failed
+        # Most lookups do not fail, and a retry's machinery costs more than the rest of the runner: it is set up only now.
         async for attempt in stamina.retry_context(
             on=_is_transient, attempts=TRIES, timeout=item.timeout_s, wait_initial=0.2, wait_max=2.0
         ):
             with attempt:
+                if attempt.num == 1:
+                    raise first
                 return await self.look_up(item.target)
         raise AssertionError("The last try returns or raises.")
 

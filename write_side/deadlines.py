@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 from domain.commands import ExpireTasks, Rules
-from domain.saga import LookupSaga, due_at, expire_tasks
+from domain.saga import LookupSaga, due_at, evolve, expire_tasks
 from events.catalog import TOPICS
 from events.facts import JobFact, JobSubmitted
 from events.record import envelope_of
@@ -75,9 +75,12 @@ class Deadlines:
         facts = await self.sagas.decide(job_id, lambda saga: self._decide(saga, command), actor=ACTOR, causation_id=None)
         self.expired += bool(facts)
 
-    def _decide(self, saga: LookupSaga, command: ExpireTasks) -> list[JobFact]:
+    def _decide(self, saga: LookupSaga, command: ExpireTasks) -> tuple[list[JobFact], LookupSaga]:
         ids = {service: self.new_id() for service in saga.open_tasks}
-        return expire_tasks(saga, command, next_command_ids=ids, rules=self.rules)
+        facts = expire_tasks(saga, command, next_command_ids=ids, rules=self.rules)
+        for fact in facts:
+            saga = evolve(saga, fact)
+        return facts, saga
 
     async def _relayed_until(self, now: datetime) -> datetime:
         """What was decided up to this time has left for the workers: well before the first fact that has not was recorded."""

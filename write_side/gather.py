@@ -83,10 +83,10 @@ class Gatherer:
     async def _record(self, job_id: UUID, outcomes: list[TaskOutcome]) -> list[TaskOutcome]:
         news = 0
 
-        def decision(saga: LookupSaga) -> list[JobFact]:
+        def decision(saga: LookupSaga) -> tuple[list[JobFact], LookupSaga]:
             nonlocal news
-            facts, news = self._decide(saga, outcomes)
-            return facts
+            facts, saga, news = self._decide(saga, outcomes)
+            return facts, saga
 
         try:
             await self.sagas.decide(job_id, decision, actor=ACTOR, causation_id=outcomes[0].command_id)
@@ -96,8 +96,8 @@ class Gatherer:
         self.counters.ignored += len(outcomes) - news
         return []
 
-    def _decide(self, saga: LookupSaga, outcomes: Sequence[TaskOutcome]) -> tuple[list[JobFact], int]:
-        """One decision about all outcomes of a job that are in hand; with it, how many of them were news."""
+    def _decide(self, saga: LookupSaga, outcomes: Sequence[TaskOutcome]) -> tuple[list[JobFact], LookupSaga, int]:
+        """One decision about all outcomes of a job that are in hand: facts, the state after them, and how many were news."""
         facts: list[JobFact] = []
         news = 0
         now = self.now()
@@ -107,7 +107,7 @@ class Gatherer:
                 saga = evolve(saga, fact)
             facts.extend(decided)
             news += bool(decided)
-        return facts, news
+        return facts, saga, news
 
     async def _outcomes_of(self, delivery: Delivery) -> list[TaskOutcome]:
         outcomes: list[TaskOutcome] = []

@@ -9,14 +9,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from domain.saga import LookupSaga, evolve
+from domain.saga import LookupSaga, replay
 from events.facts import JobFact
-from events.record import Cause, StoredFact, envelope_of, hash_of, read
+from events.record import Cause, StoredFact, envelope_of, fact_of, hash_of
 from events.store import AppendUnit, EventStore, NewFacts, StreamHead, VersionConflict
 
 TRIES = 10
 
-Decision = Callable[[LookupSaga], Sequence[JobFact]]
+Decision = Callable[[LookupSaga], tuple[Sequence[JobFact], LookupSaga]]
+"""From a state to the facts that were decided and the state after them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,12 @@ class Sagas:
                 self._remember(job_id, found[job_id])
         return found
 
+    async def begin(self, job_id: UUID, facts: Sequence[JobFact], cause: Cause) -> StreamHead:
+        """Append a new job's first facts. Raises what `EventStore.append` raises."""
+        (head,) = await self._store.append(AppendUnit([NewFacts(job_id, StreamHead(), facts)], cause))
+        self._remember(job_id, Loaded(replay(facts), head, cause.correlation_id))
+        return head
+
     async def decide(self, job_id: UUID, decision: Decision, *, actor: str, causation_id: UUID | None) -> Sequence[JobFact]:
         """Append what `decision` makes of the current state; gives the facts, none when the decision was that there is no news.
 
@@ -62,7 +69,7 @@ class Sagas:
             loaded = (await self.load([job_id])).get(job_id)
             if loaded is None:
                 return []
-            facts = decision(loaded.saga)
+            facts, saga = decision(loaded.saga)
             if not facts:
                 return []
             cause = Cause(actor=actor, correlation_id=loaded.correlation_id, causation_id=causation_id)
@@ -76,15 +83,9 @@ class Sagas:
                 # Whether it went down or not, what we remember may be out of date now.
                 self._cache.pop(job_id, None)
                 raise
-            self._advance(job_id, loaded, facts, head)
+            self._remember(job_id, Loaded(saga, head, loaded.correlation_id))
             return facts
         raise TooManyConflicts(f"Job {job_id}: others kept appending.")
-
-    def _advance(self, job_id: UUID, loaded: Loaded, facts: Sequence[JobFact], head: StreamHead) -> None:
-        saga = loaded.saga
-        for fact in facts:
-            saga = evolve(saga, fact)
-        self._remember(job_id, Loaded(saga, head, loaded.correlation_id))
 
     def _remember(self, job_id: UUID, loaded: Loaded) -> None:
         self._cache[job_id] = loaded
@@ -94,10 +95,7 @@ class Sagas:
 
 
 def _loaded(stream: Sequence[StoredFact]) -> Loaded:
-    saga: LookupSaga | None = None
-    for stored in stream:
-        saga = evolve(saga, read(stored).fact)
-    assert saga is not None, "A stream in the answer has at least one fact."
+    saga = replay(fact_of(stored.topic, stored.state) for stored in stream)
     last = stream[-1]
     head = StreamHead(last.stream_version, hash_of(last.state), last.position)
     return Loaded(saga, head, UUID(envelope_of(stream[0].state)["correlation_id"]))

@@ -14,7 +14,7 @@ from domain.commands import Rules, SubmitLookup
 from domain.services import rule_of
 from events.facts import Service, SkipReason, Target, TargetType
 from events.record import Cause
-from events.store import AppendUnit, EventStore, NewFacts, StreamHead
+from write_side.sagas import Sagas
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,16 +29,14 @@ class Accepted:
 class Submitter:
     """Takes jobs on. Raises what `EventStore.append` raises."""
 
-    store: EventStore
+    sagas: Sagas
     policy: AddressPolicy
     rules: Rules
     now: Callable[[], datetime]
     new_id: Callable[[], UUID]
     tenant: str
 
-    async def submit(
-        self, target: Target, services: Sequence[Service], cause: Cause, *, requested_by: str | None
-    ) -> Accepted:
+    async def submit(self, target: Target, services: Sequence[Service], cause: Cause, *, requested_by: str | None) -> Accepted:
         command = SubmitLookup(
             job_id=self.new_id(),
             tenant=self.tenant,
@@ -50,8 +48,8 @@ class Submitter:
             now=self.now(),
         )
         facts = saga.submit(command, self.rules)
-        heads = await self.store.append(AppendUnit([NewFacts(command.job_id, StreamHead(), facts)], cause))
-        return Accepted(command.job_id, heads[-1].position)
+        head = await self.sagas.begin(command.job_id, facts, cause)
+        return Accepted(command.job_id, head.position)
 
     def _refusals(self, target: Target, services: Sequence[Service]) -> dict[Service, tuple[SkipReason, str]]:
         """The services that will not be asked, and why: known beforehand, so that no worker need find out."""

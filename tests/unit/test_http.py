@@ -28,6 +28,7 @@ from read_side.queries import JobQueries
 from tests.builders import LIFETIME, NOW, PING, REVERSE_DNS, RULES, Clock, memory_store
 from tests.peers.lookups import closed_port
 from write_side.api import WriteApi
+from write_side.sagas import Sagas
 from write_side.submit import Submitter
 
 SUBMITTED = "Job submitted successfully. Poll the status URL to check progress."
@@ -84,7 +85,7 @@ async def refusal_of(answer: ClientResponse) -> tuple[int, str, str]:
 
 
 def application(store: EventStore, redis: Redis) -> web.Application:
-    submitter = Submitter(store, AddressPolicy(), RULES, Clock(), uuid7, "default")
+    submitter = Submitter(Sagas(store), AddressPolicy(), RULES, Clock(), uuid7, "default")
     queries = JobQueries(redis, Clock())
     app = web.Application(middlewares=[with_request_id, with_problems, with_bounded_body], client_max_size=BODY_BYTES_MAX)
     app.add_routes(WriteApi(submitter, problem, uuid7, request_id_of).routes())
