@@ -1,0 +1,592 @@
+"""The projector against a real Redis: views are the fold of the log, whatever was lost, repeated, cut or rolled back."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
+from uuid import UUID
+
+import pytest
+from redis.asyncio import Redis
+from uuid_utils.compat import uuid7
+
+from events.bus import FACTS, Delivery
+from events.catalog import UnknownFact
+from events.facts import JobFact, ResultReference, TaskCompleted
+from events.memory import MemoryBus, MemoryStore
+from events.record import StoredFact, read
+from events.store import AppendUnit, NewFacts, StreamHead
+from events.wire import cloud_events, stretch_headers
+from projections import projector as module
+from projections.projector import Projector, Superseded, fold
+from projections.views import DUE, Keys, document_of
+from results.documents import MemoryDocuments, ResultsUnavailable
+from tests.builders import (
+    CAUSE,
+    PING,
+    RDAP,
+    REVERSE_DNS,
+    RULES,
+    completed,
+    counts,
+    deferred,
+    dispatched,
+    failed,
+    job_completed,
+    memory_store,
+    skipped,
+    submitted,
+)
+
+PATIENCE_S = 20.0
+RETENTION = timedelta(hours=24)
+KEYS = Keys()
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Unreachable(MemoryDocuments):
+    """Documents that cannot be read until somebody says so; `asked` tells when the first reader has noticed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = asyncio.Event()
+        self.reachable = asyncio.Event()
+        self.reachable.set()
+
+    async def get(self, references: Sequence[ResultReference]) -> Mapping[str, bytes]:
+        self.asked.set()
+        if not self.reachable.is_set():
+            raise ResultsUnavailable
+        return await super().get(references)
+
+
+class Views:
+    """A log, a Redis, and projectors between them."""
+
+    def __init__(self, redis: Redis) -> None:
+        self.redis = redis
+        self.store: MemoryStore = memory_store(_utc_now)
+        self.documents = Unreachable()
+        self.bus = MemoryBus()
+        self._heads: dict[UUID, StreamHead] = {}
+
+    async def happened(self, *facts: JobFact) -> None:
+        """Append facts, each to its own job's stream, and store what answers they tell of."""
+        for fact in facts:
+            head = self._heads.get(fact.job_id, StreamHead())
+            (self._heads[fact.job_id],) = await self.store.append(AppendUnit([NewFacts(fact.job_id, head, [fact])], CAUSE))
+            if isinstance(fact, TaskCompleted):
+                await self.documents.put(fact.job_id, ANSWER)
+
+    def projector(self) -> Projector:
+        return Projector(self.redis, self.store, self.documents, self.bus, RULES, RETENTION, _utc_now)
+
+    async def leading(self) -> Projector:
+        """A projector that has taken the lead and stands where Redis stands, with nothing read yet."""
+        leader = self.projector()
+        async with asyncio.timeout(PATIENCE_S):
+            await leader._become_leader()
+        leader._log_id = str(await self.store.log_id())
+        await leader._take_over()
+        return leader
+
+    async def caught_up(self) -> Projector:
+        leader = await self.leading()
+        await leader.catch_up()
+        return leader
+
+    async def stretch(self, previous: int, position: int) -> Delivery:
+        """The batch of the log behind one position and up to another, as the relay would send it."""
+        facts = await self.store.read_all(previous, position - previous)
+        return Delivery(cloud_events(facts, "/lookup/test"), stretch_headers(previous, position), 1, None)
+
+    async def shown(self, job_id: UUID) -> bytes | None:
+        """What a poller would get: the position of the job's last fact, a line feed, the document."""
+        generation = await self.generation()
+        return cast("bytes | None", await self.redis.get(KEYS.job(generation, job_id))) if generation else None
+
+    async def generation(self) -> str:
+        """The live one's name, empty without one."""
+        return cast("bytes", await self.redis.get(KEYS.live) or b"").decode()
+
+    async def expected(self, job_id: UUID) -> bytes | None:
+        """The fold of the job's own stream, without any projector."""
+        views = None
+        for stored in (await self.store.read([job_id])).get(job_id, ()):
+            views = fold(views, read(stored))
+        if views is None:
+            return None
+        documents = await MemoryDocuments.get(self.documents, views.missing)
+        return b"%d\n%b" % (views.position, document_of(views.status, documents))
+
+    async def meta(self) -> dict[str, str]:
+        fields: Any = await self.redis.hgetall(KEYS.meta(await self.generation()))
+        return {name.decode(): value.decode() for name, value in fields.items()}
+
+    async def checkpoint(self) -> int:
+        return int((await self.meta())["checkpoint"])
+
+    async def due(self, now: datetime) -> list[UUID] | None:
+        ms = int(now.timestamp() * 1000)
+        found: Any = await self.redis.eval(DUE, 1, KEYS.live, KEYS.prefix, ms, 10**12, 100)
+        return None if found is None else [UUID(job_id.decode()) for job_id in found]
+
+    async def lead_ends(self) -> None:
+        """What time does to the lease of a projector that fell silent."""
+        await self.redis.delete(KEYS.lease)
+
+    async def all_are_the_fold_of_their_facts(self) -> None:
+        assert self._heads
+        for job_id in self._heads:
+            assert await self.shown(job_id) == await self.expected(job_id)
+
+
+ANSWER = b'{"answer":42}'
+
+
+@pytest.fixture
+async def views(redis_url: str) -> AsyncIterator[Views]:
+    async with Redis.from_url(redis_url) as redis:
+        yield Views(redis)
+
+
+def story(job_id: UUID, *, when: datetime | None = None) -> list[JobFact]:
+    """A job from beginning to end, three of whose tasks end in three ways."""
+    at = when or _utc_now()
+    return [
+        submitted(PING, RDAP, REVERSE_DNS, job_id=job_id, when=at),
+        dispatched(PING, RDAP, job_id=job_id, when=at),
+        skipped(REVERSE_DNS, job_id=job_id, when=at),
+        completed(PING, job_id=job_id, document=ANSWER, when=at),
+        failed(RDAP, job_id=job_id, when=at),
+        job_completed(counts(succeeded=1, failed=1, skipped=1), job_id=job_id, when=at),
+    ]
+
+
+def interleaved(count: int) -> tuple[list[UUID], list[JobFact]]:
+    """The stories of several jobs, as they happen to mix."""
+    job_ids = [uuid7() for _ in range(count)]
+    stories = [story(job_id) for job_id in job_ids]
+    chance = random.Random(20260102)
+    facts: list[JobFact] = []
+    while any(stories):
+        facts.append(chance.choice([left for left in stories if left]).pop(0))
+    return job_ids, facts
+
+
+# --- From the log to the views ----------------------------------------------------------------------------------------
+
+
+async def test_a_view_is_the_fold_of_its_jobs_facts_with_the_answers_in_it(views: Views) -> None:
+    job_ids, facts = interleaved(7)
+    await views.happened(*facts)
+
+    await views.caught_up()
+
+    await views.all_are_the_fold_of_their_facts()
+    shown = await views.shown(job_ids[0])
+    assert shown is not None
+    assert ANSWER in shown
+    assert await views.checkpoint() == await views.store.head() == 42
+
+
+async def test_each_fact_moves_its_view_and_the_checkpoint(views: Views) -> None:
+    job_id = uuid7()
+    leader = await views.caught_up()
+
+    for position, fact in enumerate(story(job_id), start=1):
+        await views.happened(fact)
+        await leader.project([await views.stretch(position - 1, position)])
+        assert await views.checkpoint() == position
+        await views.all_are_the_fold_of_their_facts()
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_it_does_not_matter_how_the_log_is_cut_mixed_and_repeated_on_its_way(views: Views, seed: int) -> None:
+    """A relay that starts again cuts elsewhere, the broker delivers twice and in any order, and some is lost."""
+    _, facts = interleaved(9)
+    await views.happened(*facts)
+    chance = random.Random(seed)
+    cuts = [sorted(chance.sample(range(len(facts) + 1), 2)) for _ in range(25)]
+    leader = await views.leading()
+
+    for first in range(0, len(cuts), 5):
+        deliveries = [await views.stretch(previous, position) for previous, position in cuts[first : first + 5]]
+        await leader.project(deliveries)
+    await leader.catch_up()
+
+    await views.all_are_the_fold_of_their_facts()
+    assert await views.checkpoint() == len(facts)
+
+
+async def test_what_was_folded_already_is_dropped(views: Views) -> None:
+    job_id = uuid7()
+    await views.happened(*story(job_id))
+    leader = await views.caught_up()
+    before = await views.shown(job_id)
+
+    await leader.project([await views.stretch(0, 6), await views.stretch(2, 4)])
+
+    assert (await views.shown(job_id), await views.checkpoint()) == (before, 6)
+
+
+async def test_of_a_stretch_that_overlaps_only_the_new_part_is_folded(views: Views) -> None:
+    job_id = uuid7()
+    await views.happened(*story(job_id))
+    leader = await views.leading()
+    await leader.project([await views.stretch(0, 3)])
+
+    await leader.project([await views.stretch(1, 5)])
+
+    assert await views.checkpoint() == 5
+    assert b'"status":"Failed"' in (await views.shown(job_id) or b"")
+
+
+async def test_a_gap_is_read_from_the_log(views: Views) -> None:
+    await views.happened(*story(uuid7()))
+    leader = await views.leading()
+    await leader.project([await views.stretch(0, 1)])
+
+    await leader.project([await views.stretch(4, 6)])
+
+    await views.all_are_the_fold_of_their_facts()
+    assert await views.checkpoint() == 6
+
+
+async def test_a_job_that_is_not_remembered_is_folded_from_its_stream(views: Views, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "OPEN_JOBS_MAX", 1)
+    _, facts = interleaved(6)
+    await views.happened(*facts)
+    leader = await views.leading()
+
+    for position in range(len(facts)):
+        await leader.project([await views.stretch(position, position + 1)])
+
+    await views.all_are_the_fold_of_their_facts()
+
+
+async def test_a_fact_that_is_not_known_stops_the_projector_and_moves_nothing(views: Views) -> None:
+    job_id = uuid7()
+    await views.happened(*story(job_id)[:2])
+    leader = await views.leading()
+    await leader.project([await views.stretch(0, 1)])
+    known = await views.stretch(1, 2)
+    newer = Delivery(known.body.replace(b".v1", b".v2"), known.headers, 1, None)
+
+    with pytest.raises(UnknownFact, match="Upgrade"):
+        await leader.project([newer])
+
+    assert await views.checkpoint() == 1
+
+
+async def test_a_running_projector_needs_the_bus_for_speed_only(views: Views) -> None:
+    """Silent broker: what happens is shown all the same, within a tick or two. With the broker: the same."""
+    job_ids = [uuid7(), uuid7()]
+    async with running(views.projector()):
+        await views.happened(*story(job_ids[0]))
+        await shows(views, job_ids[0])
+        await views.happened(*story(job_ids[1]))
+        delivery = await views.stretch(6, 12)
+        await views.bus.publish(FACTS, delivery.body, dict(delivery.headers))
+        await shows(views, job_ids[1])
+
+    await views.all_are_the_fold_of_their_facts()
+
+
+# --- Answers ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_document_that_is_missing_for_certain_is_null_and_a_warning(views: Views) -> None:
+    job_id = uuid7()
+    await views.happened(*story(job_id))
+    views.documents._documents.clear()
+
+    await views.caught_up()
+
+    assert b"The stored result of Ping is missing or damaged." in (await views.shown(job_id) or b"")
+
+
+async def test_documents_that_cannot_be_reached_are_waited_for(views: Views) -> None:
+    """A view without them would be wrong for good: nobody would look again."""
+    job_id = uuid7()
+    await views.happened(*story(job_id))
+    views.documents.reachable.clear()
+    leader = await views.leading()
+    catching_up = asyncio.create_task(leader.catch_up())
+    async with asyncio.timeout(PATIENCE_S):
+        await views.documents.asked.wait()
+        assert await views.shown(job_id) is None
+
+        views.documents.reachable.set()
+        await catching_up
+
+    assert ANSWER in (await views.shown(job_id) or b"")
+
+
+async def test_a_rollback_while_documents_are_waited_for_leaves_no_gap(views: Views) -> None:
+    """The projector learns of it while it waits. What it has in hand then begins behind a gap, and must not go down."""
+    first, second = uuid7(), uuid7()
+    await views.happened(*story(first))
+    leader = await views.caught_up()
+    await views.happened(*story(second))
+    views.documents.reachable.clear()
+    views.documents.asked.clear()
+    projecting = asyncio.create_task(leader.project([await views.stretch(6, 12)]))
+    async with asyncio.timeout(PATIENCE_S):
+        await views.documents.asked.wait()
+        await rolled_back(views, to=0)
+        await asyncio.sleep(1.5)  # Until it has looked at Redis again, which it does once a second while it waits.
+        views.documents.reachable.set()
+        await projecting
+        await leader.catch_up()
+
+    await views.all_are_the_fold_of_their_facts()
+
+
+# --- Redis that forgets, or remembers something else ------------------------------------------------------------------
+
+
+async def test_a_projector_that_starts_again_goes_on_where_redis_stands(views: Views) -> None:
+    job_ids, facts = interleaved(5)
+    await views.happened(*facts[:13])
+    await views.caught_up()
+    generation = await views.generation()
+    await views.happened(*facts[13:])
+    await views.lead_ends()
+
+    await views.caught_up()
+
+    assert await views.generation() == generation
+    await views.all_are_the_fold_of_their_facts()
+    assert len(job_ids) == 5
+
+
+async def test_a_redis_that_was_wiped_is_filled_again_with_the_same_bytes(views: Views) -> None:
+    job_ids, facts = interleaved(5)
+    await views.happened(*facts)
+    leader = await views.caught_up()
+    before = [await views.shown(job_id) for job_id in job_ids]
+    await views.redis.flushdb()
+
+    await leader.catch_up()  # Finds out,
+    await leader.catch_up()  # and begins anew.
+
+    assert [await views.shown(job_id) for job_id in job_ids] == before
+    assert None not in before
+
+
+async def test_a_running_projector_notices_a_wiped_redis_without_traffic(views: Views) -> None:
+    job_id = uuid7()
+    await views.happened(*story(job_id))
+    async with running(views.projector()):
+        await shows(views, job_id)
+        await views.redis.flushdb()
+        await shows(views, job_id)
+
+
+async def test_a_redis_that_was_rolled_back_is_believed_and_brought_up_to_date(views: Views) -> None:
+    _, facts = interleaved(5)
+    await views.happened(*facts[:20])
+    leader = await views.caught_up()
+    await rolled_back(views, to=7)
+    await views.happened(*facts[20:])
+
+    await leader.project([await views.stretch(20, 30)])
+    await leader.catch_up()
+
+    await views.all_are_the_fold_of_their_facts()
+    assert await views.checkpoint() == 30
+
+
+@pytest.mark.parametrize("lost", ["some", "everything"])
+async def test_a_redis_that_forgets_in_the_middle_of_a_large_stretch_leaves_no_gap(
+    views: Views, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    """A stretch goes down in several steps. When one is refused, those that follow it begin behind a gap."""
+    monkeypatch.setattr(module, "COMMIT_MAX", 4)
+    await views.happened(*story(uuid7()))
+    leader = await views.caught_up()
+    await views.happened(*story(uuid7()), *story(uuid7()))
+    await (rolled_back(views, to=2) if lost == "some" else views.redis.flushdb())
+
+    await leader.project([await views.stretch(6, 18)])
+    await leader.catch_up()
+
+    await views.all_are_the_fold_of_their_facts()
+    assert await views.checkpoint() == 18
+
+
+async def test_views_of_another_log_are_built_anew(views: Views) -> None:
+    await views.happened(*story(uuid7()))
+    await views.caught_up()
+    await views.lead_ends()
+    restored = Views(views.redis)
+    job_id = uuid7()
+    await restored.happened(*story(job_id)[:3])
+
+    await restored.caught_up()
+
+    await restored.all_are_the_fold_of_their_facts()
+    assert await restored.checkpoint() == 3
+
+
+async def test_views_that_are_ahead_of_their_log_are_built_anew(views: Views) -> None:
+    """A backup of the log was put back under the same id."""
+    job_id = uuid7()
+    await views.happened(*story(job_id))
+    await views.caught_up()
+    await views.lead_ends()
+    del views.store._log[4:]
+    del views.store._streams[job_id][4:]
+
+    await views.caught_up()
+
+    assert await views.checkpoint() == 4
+    await views.all_are_the_fold_of_their_facts()
+
+
+async def test_views_that_stand_at_another_fact_than_the_log_has_there_are_built_anew(views: Views) -> None:
+    await views.happened(*story(uuid7()))
+    await views.caught_up()
+    await views.lead_ends()
+    before = await views.generation()
+    await views.redis.hset(KEYS.meta(before), "hash", "00" * 32)
+
+    await views.caught_up()
+
+    assert await views.generation() != before
+    await views.all_are_the_fold_of_their_facts()
+
+
+# --- One projector at a time ------------------------------------------------------------------------------------------
+
+
+async def test_a_second_projector_waits_while_the_first_leads(views: Views) -> None:
+    await views.caught_up()
+    second = asyncio.create_task(views.projector()._become_leader())
+
+    done, _ = await asyncio.wait({second}, timeout=1.5)
+    assert not done
+
+    await views.lead_ends()
+    async with asyncio.timeout(PATIENCE_S):
+        await second
+
+
+async def test_a_projector_that_woke_up_after_its_lease_changes_nothing(views: Views) -> None:
+    job_id = uuid7()
+    await views.happened(*story(job_id)[:3])
+    frozen = await views.caught_up()
+    await views.lead_ends()
+    await views.happened(*story(job_id)[3:5])
+    await views.caught_up()
+    before = await views.shown(job_id)
+    await views.happened(story(job_id)[5])
+
+    with pytest.raises(Superseded):
+        await frozen.project([await views.stretch(3, 6)])
+    with pytest.raises(Superseded):
+        await frozen.catch_up()
+
+    assert (await views.shown(job_id), await views.checkpoint()) == (before, 5)
+
+
+# --- The to-do list ---------------------------------------------------------------------------------------------------
+
+
+async def test_the_to_do_list_has_each_open_job_by_its_next_due_time(views: Views) -> None:
+    now = _utc_now()
+    silent, waiting, closed = uuid7(), uuid7(), uuid7()
+    await views.happened(
+        submitted(PING, job_id=silent, when=now),
+        dispatched(PING, job_id=silent, when=now),
+        submitted(PING, job_id=waiting, when=now),
+        dispatched(PING, job_id=waiting, when=now),
+        deferred(PING, until=now + timedelta(seconds=5), job_id=waiting, when=now),
+        *story(closed, when=now),
+    )
+
+    await views.caught_up()
+
+    assert await views.due(now + timedelta(seconds=4)) == []
+    assert await views.due(now + timedelta(seconds=6)) == [waiting]
+    assert await views.due(now + timedelta(seconds=31)) == [waiting, silent]
+
+
+async def test_a_to_do_list_that_nobody_looks_after_is_no_list(views: Views) -> None:
+    assert await views.due(_utc_now()) is None
+    await views.happened(submitted(PING, job_id=uuid7()))
+    await views.leading()
+
+    assert await views.due(_utc_now()) is None
+
+
+# --- How long a view lives --------------------------------------------------------------------------------------------
+
+
+async def test_a_closed_jobs_view_goes_by_its_closing_facts_time_and_an_open_ones_stays(views: Views) -> None:
+    now = _utc_now()
+    open_job, closed = uuid7(), uuid7()
+    await views.happened(*story(closed, when=now - timedelta(hours=1)), *story(open_job, when=now)[:4])
+
+    await views.caught_up()
+
+    generation = await views.generation()
+    gone_at = int((now - timedelta(hours=1) + RETENTION).timestamp())
+    assert await views.redis.expiretime(KEYS.job(generation, closed)) == gone_at
+    assert await views.redis.expiretime(KEYS.job(generation, open_job)) == -1
+
+
+async def test_a_rebuild_does_not_bring_back_what_has_gone(views: Views) -> None:
+    old, young = uuid7(), uuid7()
+    long_ago = _utc_now() - timedelta(days=3)
+    await views.happened(*story(old, when=long_ago), *story(young))
+
+    await views.caught_up()
+
+    assert await views.shown(old) is None
+    assert await views.shown(young) == await views.expected(young)
+
+
+# --- How ----------------------------------------------------------------------------------------------------------
+
+
+async def rolled_back(views: Views, *, to: int) -> None:
+    """Redis as it was at an earlier checkpoint: the views that came later are not there, the lease is."""
+    generation = await views.generation()
+    rows: Sequence[StoredFact] = await views.store.read_all(0, to)
+    streams: dict[UUID, Any] = {}
+    for stored in rows:
+        streams[stored.stream_id] = fold(streams.get(stored.stream_id), read(stored))
+    async for key in views.redis.scan_iter(KEYS.job(generation, "*")):
+        await views.redis.delete(key)
+    for job_id, folded in streams.items():
+        documents = await MemoryDocuments.get(views.documents, folded.missing)
+        value = b"%d\n%b" % (folded.position, document_of(folded.status, documents))
+        await views.redis.set(KEYS.job(generation, job_id), value)
+    fact_hash = read(rows[-1]).hash if rows else ""
+    await views.redis.hset(KEYS.meta(generation), items=["checkpoint", to, "hash", fact_hash])
+
+
+@asynccontextmanager
+async def running(projector: Projector) -> AsyncIterator["asyncio.Task[None]"]:
+    task = asyncio.create_task(projector.run())
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.wait({task}, timeout=PATIENCE_S)
+
+
+async def shows(views: Views, job_id: UUID) -> None:
+    """Wait until a poller would see the job as its facts tell."""
+    clock = asyncio.get_running_loop().time
+    give_up_at = clock() + PATIENCE_S
+    while await views.shown(job_id) != await views.expected(job_id):
+        assert clock() < give_up_at, "the view did not come about in time"
+        await asyncio.sleep(0.02)
