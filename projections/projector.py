@@ -162,14 +162,20 @@ class Projector:
     # --- folding ------------------------------------------------------------------------------------------------------
 
     async def _fold_and_commit(self, facts: Sequence[Recorded]) -> None:
+        stood = self._at
         for first in range(0, len(facts), COMMIT_MAX):
             await self._fold_and_commit_some(facts[first : first + COMMIT_MAX])
+            if self._at is not stood:
+                return  # Redis stands elsewhere: what follows would leave a gap, and the log is read from there.
 
     async def _fold_and_commit_some(self, facts: Sequence[Recorded]) -> None:
         if facts[0].position <= self._at.position:
             return  # Redis was taken back to an earlier checkpoint meanwhile: the log is read from there.
+        stood = self._at
         touched = await self._fold(facts)
         await self._fetch_documents(touched.values())
+        if self._at is not stood:
+            return  # Redis turned out to stand elsewhere while the documents were waited for.
         last = facts[-1]
         self._caught_up_until = max(self._caught_up_until, last.recorded_at)
         await self._commit_views(list(touched.values()), last.position, last.hash)
