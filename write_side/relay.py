@@ -24,7 +24,7 @@ from events.bus import COMMANDS, FACTS, Bus, BusUnavailable, Queue
 from events.catalog import TOPICS
 from events.chain import next_head
 from events.facts import Erased, Fact, JobCancelled, JobCompleted, JobFailed, JobSubmitted, Service, Task, TasksDispatched
-from events.record import StoredFact, envelope_of, hash_of, read
+from events.record import StoredFact, envelope_of, fact_of, hash_of
 from events.store import EventStore
 from events.wire import cloud_events, stretch_headers
 from write_side import checkpoints
@@ -75,6 +75,8 @@ class Relay:
 
     async def _become_leader(self, conn: AsyncConnection) -> None:
         await conn.execute(sql.SQL("SET idle_session_timeout = {}").format(sql.Literal(f"{SILENCE_MAX_S}s")))
+        # A checkpoint that a crash of the database takes back costs a second publish, which is promised anyway.
+        await conn.execute("SET synchronous_commit = off")
         while True:
             cursor = await conn.execute("SELECT pg_try_advisory_lock(%s)", (RELAY_LOCK,))
             if await cursor.fetchone() == (True,):
@@ -100,9 +102,11 @@ class Relay:
 
     async def _wait_for_more(self, conn: AsyncConnection) -> None:
         """Until NOTIFY, but a second at most: a notification can be lost, and silence would cost the lock."""
+        notified = False
         async for _ in conn.notifies(timeout=HEARTBEAT_S, stop_after=1):
-            pass
-        await conn.execute("SELECT 1")
+            notified = True
+        if not notified:
+            await conn.execute("SELECT 1")
 
     async def _alive(self, conn: AsyncConnection, work: Awaitable[None]) -> None:
         """Await work and keep the connection, and with it the lock, alive meanwhile."""
@@ -201,7 +205,7 @@ def commands_of(stretch: Sequence[StoredFact], now: datetime) -> dict[Queue, lis
     for stored in stretch:
         if stored.topic != _DISPATCHED:
             continue
-        fact = read(stored).fact
+        fact = fact_of(stored.topic, stored.state)
         assert isinstance(fact, TasksDispatched)
         if fact.expires_at <= now or isinstance(fact.target, Erased):
             continue
@@ -219,7 +223,7 @@ def _open_commands(stream: Sequence[StoredFact]) -> list[tuple[Queue, LookUp]]:
     """The last command of each task of a job that still waits for its outcome."""
     if not stream:
         return []
-    facts: list[Fact] = [read(stored).fact for stored in stream]
+    facts: list[Fact] = [fact_of(stored.topic, stored.state) for stored in stream]
     saga = replay(facts)
     last: dict[Service, tuple[TasksDispatched, Task]] = {
         task.service: (fact, task) for fact in facts if isinstance(fact, TasksDispatched) for task in fact.tasks
