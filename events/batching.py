@@ -33,23 +33,30 @@ class Batcher(Generic[Item, Answer]):
         self._flush = flush
         self._batch_max = batch_max
         self._waiting_max = waiting_max
-        self._waiting: list[tuple[Item, asyncio.Future[Answer]]] = []
+        self._waiting: list[tuple[Item, asyncio.Future[Answer] | None]] = []
         self._flusher: asyncio.Task[None] | None = None
 
     async def add(self, item: Item) -> Answer:
         """Hand an item in and wait for its own answer."""
-        if len(self._waiting) >= self._waiting_max:
-            raise Overloaded
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._waiting.append((item, future))
-        if self._flusher is None:
-            self._flusher = asyncio.create_task(self._flush_all())
+        self._hand_in(item, future)
         return await future
+
+    def add_and_go_on(self, item: Item) -> None:
+        """Hand an item in whose answer nobody waits for, nor a failure of it."""
+        self._hand_in(item, None)
 
     async def drain(self) -> None:
         """Wait until nothing waits any more."""
         while self._flusher is not None:
             await asyncio.wait([self._flusher])
+
+    def _hand_in(self, item: Item, future: "asyncio.Future[Answer] | None") -> None:
+        if len(self._waiting) >= self._waiting_max:
+            raise Overloaded
+        self._waiting.append((item, future))
+        if self._flusher is None:
+            self._flusher = asyncio.create_task(self._flush_all())
 
     async def _flush_all(self) -> None:
         try:
@@ -59,17 +66,18 @@ class Batcher(Generic[Item, Answer]):
         finally:
             self._flusher = None
 
-    async def _flush_batch(self, batch: list[tuple[Item, "asyncio.Future[Answer]"]]) -> None:
+    async def _flush_batch(self, batch: list[tuple[Item, "asyncio.Future[Answer] | None"]]) -> None:
         try:
             answers = await self._flush([item for item, _ in batch])
         except asyncio.CancelledError:
             for _, future in batch:
-                future.cancel()
+                if future is not None:
+                    future.cancel()
             raise
         except Exception as error:  # noqa: BLE001 - whatever went wrong is each caller's to judge
             answers = [error] * len(batch)
         for (_, future), answer in zip(batch, answers, strict=True):
-            if future.done():
+            if future is None or future.done():
                 continue
             if isinstance(answer, Exception):
                 future.set_exception(answer)

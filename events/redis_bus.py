@@ -71,6 +71,7 @@ class RedisBus:
             await asyncio.wait({self._watcher}, timeout=STOP_S)
         for inbox in self._inboxes:
             inbox.close()
+            await inbox.drain()
         with suppress(RedisError, OSError):
             await self._leave_groups()
         await self._broker.stop()
@@ -182,8 +183,13 @@ class RedisInbox:
         entry_ids = [cast("bytes", delivery.token) for delivery in deliveries]
         for _ in entry_ids:
             self._room.release()
-        with suppress(RedisError, OSError, TimeoutError, Overloaded):  # Lost: it is delivered again, which is promised.
-            await self._acks.add(entry_ids)
+        # Nobody waits for it: one that is lost means a second delivery, which is promised.
+        with suppress(Overloaded):
+            self._acks.add_and_go_on(entry_ids)
+
+    async def drain(self) -> None:
+        """Wait until what was acknowledged is so in Redis, or could not be."""
+        await self._acks.drain()
 
     def close(self) -> None:
         """Let go of the reader that waits for room: nothing more is taken in."""

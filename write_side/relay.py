@@ -121,7 +121,7 @@ class Relay:
     async def _relay(self, conn: AsyncConnection, stretch: Sequence[StoredFact], source: str) -> None:
         """Publish a stretch; facts and commands go side by side, and neither's failure undoes the other."""
         results = await asyncio.gather(
-            self._relay_facts(conn, stretch, source), self._relay_commands(conn, stretch), return_exceptions=True
+            self._relay_commands(conn, stretch), self._relay_facts(conn, stretch, source), return_exceptions=True
         )
         for result in results:
             if isinstance(result, BaseException):
