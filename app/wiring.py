@@ -42,7 +42,7 @@ from results.postgres import PostgresDocuments
 from workers import geoip, ping, rdap, reverse_dns
 from workers.lookup import LookUp, Result
 from workers.network import Network, NetworkSettings, PingSettings, open_network
-from workers.runner import Worker
+from workers.runner import Outbox, Worker
 from write_side import checkpoints
 from write_side.api import WriteApi
 from write_side.deadlines import Deadlines
@@ -81,7 +81,10 @@ class Wiring:
     lookups: dict[Service, LookUp] | None = None
     keys: Keys = field(default_factory=Keys)
     _network: Network | None = None
-    _opening_network: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _documents: PostgresDocuments | None = None
+    _outbox: Outbox | None = None
+    _outbox_bus: Bus | None = None
+    _opening: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     # --- connections --------------------------------------------------------------------------------------------------
 
@@ -105,6 +108,10 @@ class Wiring:
         """Close what the parts shared."""
         if self._network is not None:
             await self._network.aclose()
+        if self._outbox_bus is not None:
+            await self._outbox_bus.stop()
+        if self._documents is not None:
+            await self._documents.close()
         if "store" in self.__dict__:
             await self.store.close()
         if "redis" in self.__dict__:
@@ -116,15 +123,23 @@ class Wiring:
         assert self.settings.redis_url is not None
         return RedisBus(self.settings.redis_url, claim_idle_s=2 * max(self.settings.rules.timeout_s.values()))
 
-    @asynccontextmanager
-    async def documents(self) -> AsyncIterator[PostgresDocuments]:
+    async def documents(self) -> PostgresDocuments:
+        """One for all workers: the results that they bring at the same time go down in one transaction."""
         assert self.settings.database_url is not None
-        documents = PostgresDocuments(self.settings.database_url)
-        await documents.open()
-        try:
-            yield documents
-        finally:
-            await documents.close()
+        async with self._opening:
+            if self._documents is None:
+                self._documents = PostgresDocuments(self.settings.database_url)
+                await self._documents.open()
+        return self._documents
+
+    async def outbox(self) -> Outbox:
+        """One for all workers, on a bus of its own. Raises `BusUnavailable`."""
+        async with self._opening:
+            if self._outbox is None:
+                bus = self.bus()
+                await bus.start()
+                self._outbox, self._outbox_bus = Outbox(bus), bus
+        return self._outbox
 
     def policy(self) -> AddressPolicy:
         if self.network_settings is not None:
@@ -177,32 +192,37 @@ class Wiring:
         ).run()
 
     async def projector(self) -> None:
-        async with self.documents() as documents:
-            await Projector(
-                self.redis, self.store, documents, self.bus(), self.settings.rules, self.settings.retention, utc_now, self.keys
-            ).run()
+        await Projector(
+            self.redis,
+            self.store,
+            await self.documents(),
+            self.bus(),
+            self.settings.rules,
+            self.settings.retention,
+            utc_now,
+            self.keys,
+        ).run()
 
     async def worker(self, service: Service) -> None:
         bus = self.bus()
-        look_up = await self._look_up(service)
-        async with self.documents() as documents:
-            worker = Worker(
-                service=service,
-                look_up=look_up,
-                bus=bus,
-                documents=documents,
-                name=f"{service}@{socket.gethostname()}:{os.getpid()}",
-                now=utc_now,
-                concurrency=self.settings.worker_concurrency,
-            )
-            inboxes = worker.subscribe()
-            async with _started(bus):
-                await worker.run(inboxes)
+        worker = Worker(
+            service=service,
+            look_up=await self._look_up(service),
+            bus=bus,
+            outbox=await self.outbox(),
+            documents=await self.documents(),
+            name=f"{service}@{socket.gethostname()}:{os.getpid()}",
+            now=utc_now,
+            concurrency=self.settings.worker_concurrency,
+        )
+        inboxes = worker.subscribe()
+        async with _started(bus):
+            await worker.run(inboxes)
 
     async def _look_up(self, service: Service) -> LookUp:
         if self.lookups is not None:
             return self.lookups[service]
-        async with self._opening_network:
+        async with self._opening:
             if self._network is None:
                 self._network = await open_network(self.network_settings or self._network_settings(), utc_now)
         return partial(WORKERS[service], net=self._network)

@@ -187,13 +187,19 @@ if ARGV[5] ~= ARGV[4] then redis.call('PUBLISH', ARGV[11], ARGV[5]) end
 return 'ok'
 """
 
-GET_JOB = """
--- KEYS: live. ARGV: key prefix, job id. Gives: generation's complete, caught_up_ms, checkpoint, the document.
+GET_JOBS = """
+-- KEYS: live. ARGV: key prefix, job ids. Gives: generation's complete, caught_up_ms, then the document of each job.
 local generation = redis.call('GET', KEYS[1])
-if not generation then return {false, false, false, false} end
+local answer = {false, false}
+if not generation then
+  for at = 2, #ARGV do answer[at + 1] = false end
+  return answer
+end
 local base = ARGV[1] .. generation
-local meta = redis.call('HMGET', base .. ':meta', 'complete', 'caught_up_ms', 'checkpoint')
-return {meta[1], meta[2], meta[3], redis.call('GET', base .. ':job:' .. ARGV[2])}
+local meta = redis.call('HMGET', base .. ':meta', 'complete', 'caught_up_ms')
+answer = {meta[1], meta[2]}
+for at = 2, #ARGV do answer[at + 1] = redis.call('GET', base .. ':job:' .. ARGV[at]) end
+return answer
 """
 
 DUE = """

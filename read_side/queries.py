@@ -6,7 +6,7 @@ that is only seconds old is waited for, within a bound; "not found" is said only
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -16,10 +16,12 @@ from uuid import UUID
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from projections.views import GET_JOB, JOB_STATUS_VERSION, Keys
+from events.batching import Batcher, Overloaded
+from projections.views import GET_JOBS, JOB_STATUS_VERSION, Keys
 
 WAIT_MAX_S = 2.0
 WAITERS_MAX = 1_000
+LOOKS_MAX = 50
 YOUNG_MS = 10_000
 """An id older than what the views have seen by this much is not on its way any more: an append takes less."""
 UUID_V7 = 7
@@ -61,7 +63,8 @@ class JobQueries:
     keys: Keys = field(default_factory=Keys)
 
     def __post_init__(self) -> None:
-        self._get_job = self.redis.register_script(GET_JOB)
+        self._get_jobs = self.redis.register_script(GET_JOBS)
+        self._looks: Batcher[UUID, _Seen] = Batcher(self._look_at, batch_max=LOOKS_MAX)
         self._moved = asyncio.Condition()
         self._waiters = 0
         self._listener: asyncio.Task[None] | None = None
@@ -90,12 +93,15 @@ class JobQueries:
 
     async def _look(self, job_id: UUID) -> _Seen:
         try:
-            complete, caught_up_ms, _, document = await self._get_job(
-                keys=[self.keys.live], args=[self.keys.prefix, str(job_id)]
-            )
-        except (RedisError, OSError) as error:
+            return await self._looks.add(job_id)
+        except (RedisError, OSError, Overloaded) as error:
             raise ViewsUnavailable from error
-        return _Seen(complete == b"1", int(caught_up_ms or 0), document)
+
+    async def _look_at(self, job_ids: Sequence[UUID]) -> Sequence[_Seen]:
+        """Those who ask at the same time share a round trip."""
+        args = [self.keys.prefix, *(str(job_id) for job_id in job_ids)]
+        complete, caught_up_ms, *documents = await self._get_jobs(keys=[self.keys.live], args=args)
+        return [_Seen(complete == b"1", int(caught_up_ms or 0), document) for document in documents]
 
     async def _wait_for(self, job_id: UUID, seen: _Seen, asked_ms: int) -> _Seen:
         """Look again at each move of the projector until it has come past our question, for `WAIT_MAX_S` at most."""

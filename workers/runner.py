@@ -39,6 +39,22 @@ log = logging.getLogger(__name__)
 Ending = Succeeded | Failed | TimedOut | Deferred
 
 
+class Outbox:
+    """Outcomes on their way out. The workers of a process share one: what ends together is told, and decided, together."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._outcomes: Batcher[TaskOutcome, None] = Batcher(self._publish, batch_max=OUTCOMES_PER_MESSAGE)
+
+    async def put(self, outcome: TaskOutcome) -> None:
+        """Returns when the broker has confirmed the outcome. Raises `BusUnavailable`."""
+        await self._outcomes.add(outcome)
+
+    async def _publish(self, outcomes: Sequence[TaskOutcome]) -> Sequence[None]:
+        await self._bus.publish(OUTCOMES, lines_of(outcomes))
+        return [None] * len(outcomes)
+
+
 @dataclass
 class WorkerCounters:
     """What became of the items that this worker was handed."""
@@ -56,6 +72,7 @@ class Worker:
     service: Service
     look_up: lookup.LookUp
     bus: Bus
+    outbox: Outbox
     documents: ResultDocuments
     name: str
     now: Callable[[], datetime]
@@ -64,7 +81,6 @@ class Worker:
 
     def __post_init__(self) -> None:
         self._room = asyncio.Semaphore(self.concurrency)
-        self._outcomes: Batcher[TaskOutcome, None] = Batcher(self._publish_outcomes, batch_max=OUTCOMES_PER_MESSAGE)
         self._in_hand: dict[asyncio.Task[None], tuple[Inbox, Delivery]] = {}
         self._unfinished: dict[Delivery, list[LookUp]] = {}
 
@@ -190,16 +206,12 @@ class Worker:
         )
         while True:
             try:
-                await self._outcomes.add(outcome)
+                await self.outbox.put(outcome)
             except BusUnavailable:
                 await asyncio.sleep(PAUSE_S)
             else:
                 self.counters.reported += 1
                 return
-
-    async def _publish_outcomes(self, outcomes: Sequence[TaskOutcome]) -> Sequence[None]:
-        await self.bus.publish(OUTCOMES, lines_of(outcomes))
-        return [None] * len(outcomes)
 
     async def _items_of(self, queue: Queue, delivery: Delivery) -> list[LookUp]:
         items: list[LookUp] = []

@@ -19,7 +19,7 @@ from results.documents import DOCUMENT_BYTES_MAX, MemoryDocuments, ResultsUnavai
 from tests.builders import ADDRESS, PING, eventually, look_up_command
 from workers import runner
 from workers.lookup import LookupDeferred, LookupFailed, Result
-from workers.runner import DELIVERIES_MAX, Worker
+from workers.runner import DELIVERIES_MAX, Outbox, Worker
 
 PATIENCE_S = 10.0
 QUEUE = COMMANDS[PING, Priority.INTERACTIVE]
@@ -112,7 +112,7 @@ class Workshop:
         self.journal = Journal()
         self.bus = WatchedBus(self.journal)
         self.documents = WatchedDocuments(self.journal, refusals)
-        self.worker = Worker(PING, look_up, self.bus, self.documents, "worker-1", _utc_now, concurrency)
+        self.worker = Worker(PING, look_up, self.bus, Outbox(self.bus), self.documents, "worker-1", _utc_now, concurrency)
         self.inboxes = self.worker.subscribe()
         self._watched: dict[Queue, Inbox] = {queue: WatchedInbox(inbox, self.journal) for queue, inbox in self.inboxes.items()}
         self._told = self.bus.subscribe(OUTCOMES, in_hand_max=1_000)
@@ -630,7 +630,7 @@ async def test_the_other_half_of_a_message_is_not_done_again_after_a_hand_back()
     async with workshop.running():
         await workshop.send(a, b)
         await workshop.outcome()
-    workshop.worker = Worker(PING, answer, workshop.bus, workshop.documents, "worker-2", _utc_now)
+    workshop.worker = Worker(PING, answer, workshop.bus, Outbox(workshop.bus), workshop.documents, "worker-2", _utc_now)
 
     async with workshop.running():
         outcome = await workshop.outcome()
