@@ -1,8 +1,8 @@
 """The bus on RabbitMQ, through FastStream: durable quorum queues, publisher confirms, `mandatory`.
 
 A confirm alone does not mean that a message was put into a queue, so every publish is mandatory: one that no queue takes comes
-back, the queues are declared again, and it is sent once more. A queue deleted by hand takes its consumers with it; a watcher
-notices and consumes again.
+back, the queues are declared again, and it is sent once more. A queue deleted by hand takes its consumers with it; the broker
+tells them, and aio-pika consumes again.
 """
 
 import asyncio
@@ -11,19 +11,18 @@ from contextlib import suppress
 from typing import Any
 
 import aio_pika
-from aio_pika.exceptions import AMQPError, ChannelClosed, ChannelNotFoundEntity, DeliveryError, PublishError
+from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity, DeliveryError, PublishError
 from faststream import AckPolicy
 from faststream.message import StreamMessage
 from faststream.rabbit import Channel, ExchangeType, QueueType, RabbitBroker, RabbitExchange, RabbitQueue
 from faststream.rabbit.schemas.queue import QuorumQueueArgs
 
-from events.batching import happens_within
 from events.bus import ALL_QUEUES, DEAD_LETTERS, EVENTS_EXCHANGE, BusUnavailable, Delivery, Queue
 
 EPOCH_QUEUE = "lookup.epoch"
 DELIVERY_LIMIT = 20
 CONFIRM_TIMEOUT_S = 10.0
-WATCH_INTERVAL_S = 2.0
+DECLARE_AFTER_S = 1.0
 STOP_S = 5.0
 EVERY_EVENT = "lookup.#"
 
@@ -42,9 +41,6 @@ class RabbitBus:
             reconnect_interval=1.0,
             default_channel=Channel(on_return_raises=True),
         )
-        self._readers: list[tuple[Queue, Any]] = []
-        self._watcher: asyncio.Task[None] | None = None
-        self._stopping = asyncio.Event()
         self._connection: Any = None
 
     async def start(self) -> None:
@@ -55,21 +51,18 @@ class RabbitBus:
         except _DOWN as error:
             await self._close_quietly()
             raise BusUnavailable("RabbitMQ cannot be reached.") from error
-        if self._readers:
-            self._watcher = asyncio.create_task(self._watch())
 
     async def stop(self) -> None:
-        self._stopping.set()
-        if self._watcher is not None:
-            await asyncio.wait({self._watcher}, timeout=STOP_S)
         await self._close_quietly()
 
     async def publish(self, queue: Queue, body: bytes, headers: Mapping[str, str] | None = None) -> None:
         try:
             await self._publish(queue, body, headers)
         except (PublishError, DeliveryError):
-            # No queue took it: somebody deleted the queue. Declare it and try again, once.
+            # No queue took it: somebody deleted the queue. Declare it and try again, once. Not at once: RabbitMQ 3.10 takes a
+            # moment to tell the consumers, and those of a queue that is made again before that are never sent a message.
             try:
+                await asyncio.sleep(DECLARE_AFTER_S)
                 await self._declare_all()
                 await self._publish(queue, body, headers)
             except _DOWN as error:
@@ -88,7 +81,6 @@ class RabbitBus:
             ack_policy=AckPolicy.MANUAL,
         )
         subscriber(inbox.receive)
-        self._readers.append((queue, subscriber))
         return inbox
 
     async def read_epoch(self) -> str | None:
@@ -147,30 +139,15 @@ class RabbitBus:
         finally:
             await channel.close()
 
-    async def _watch(self) -> None:
-        """Consume again where a queue has lost its consumers. Ended by a flag: libraries may take a cancellation for theirs."""
-        while not await happens_within(self._stopping, WATCH_INTERVAL_S):
-            with suppress(*_DOWN):
-                for queue, subscriber in self._readers:
-                    if not await self._has_consumers(queue):
-                        await self._declare_all()
-                        await subscriber.stop()
-                        await subscriber.start()
-
-    async def _has_consumers(self, queue: Queue) -> bool:
-        channel = await self._connection.channel()
-        try:
-            found = await channel.declare_queue(queue.name, passive=True, robust=False)
-        except ChannelNotFoundEntity:
-            return False
-        finally:
-            with suppress(ChannelClosed):
-                await channel.close()
-        return bool(found.declaration_result.consumer_count)
-
     async def _close_quietly(self) -> None:
+        """Within a bound: without a broker, closing a channel waits for the connection to be restored."""
         with suppress(*_DOWN):
-            await self._broker.stop()
+            async with asyncio.timeout(STOP_S):
+                await self._broker.stop()
+        if self._connection is not None:
+            with suppress(*_DOWN):
+                async with asyncio.timeout(STOP_S):
+                    await self._connection.close()
 
 
 class RabbitInbox:

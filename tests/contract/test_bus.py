@@ -23,14 +23,16 @@ OpenBus = Callable[[], Bus]
 async def open_bus(request: pytest.FixtureRequest) -> AsyncIterator[OpenBus]:
     """Opens any number of connections to one broker; all are stopped at the end."""
     opened: list[Bus] = []
+    server = {"redis": "redis_url", "rabbitmq": "rabbitmq_vhost_url"}.get(request.param)
+    url = request.getfixturevalue(server) if server else ""
 
     def make() -> Bus:
         if request.param == "memory":
             opened.append(opened[0] if opened else MemoryBus())
         elif request.param == "redis":
-            opened.append(RedisBus(request.getfixturevalue("redis_url"), claim_idle_s=CLAIM_IDLE_S))
+            opened.append(RedisBus(url, claim_idle_s=CLAIM_IDLE_S))
         else:
-            opened.append(RabbitBus(request.getfixturevalue("rabbitmq_vhost_url")))
+            opened.append(RabbitBus(url))
         return opened[-1]
 
     yield make

@@ -1,0 +1,60 @@
+"""What only a broker that is killed or robbed of its queues can show."""
+
+import asyncio
+import time
+from pathlib import Path
+
+import aio_pika
+import pytest
+
+from events.bus import OUTCOMES, BusUnavailable
+from events.rabbit_bus import RabbitBus
+from tests.servers.rabbitmq import RabbitMQNode
+
+PATIENCE_S = 25.0
+
+
+@pytest.fixture
+def folder(servers_folder: Path) -> Path:
+    return servers_folder / "killed-rabbitmq"
+
+
+async def test_without_a_broker_publishing_says_so_and_stopping_ends(folder: Path) -> None:
+    """A part must be able to stop, and to say that it cannot publish, whatever became of the broker."""
+    node = RabbitMQNode(folder)
+    await asyncio.to_thread(node.start)
+    bus = RabbitBus(node.broker.url)
+    bus.subscribe(OUTCOMES, in_hand_max=4)
+    await bus.start()
+    try:
+        await asyncio.to_thread(node.kill)
+
+        with pytest.raises(BusUnavailable):
+            async with asyncio.timeout(PATIENCE_S):
+                await bus.publish(OUTCOMES, b"lost")
+    finally:
+        started_at = time.monotonic()
+        async with asyncio.timeout(PATIENCE_S):
+            await bus.stop()
+        await asyncio.to_thread(node.stop)
+
+    assert time.monotonic() - started_at < PATIENCE_S
+
+
+async def test_a_queue_deleted_by_hand_is_made_and_read_again(rabbitmq_vhost_url: str) -> None:
+    bus = RabbitBus(rabbitmq_vhost_url)
+    inbox = bus.subscribe(OUTCOMES, in_hand_max=4)
+    await bus.start()
+    try:
+        connection = await aio_pika.connect(rabbitmq_vhost_url)
+        async with connection, connection.channel() as channel:
+            await channel.queue_delete(OUTCOMES.name)
+
+        await bus.publish(OUTCOMES, b"after the deletion")
+
+        async with asyncio.timeout(PATIENCE_S):
+            (delivery,) = await inbox.take(1)
+        assert delivery.body == b"after the deletion"
+        await inbox.ack([delivery])
+    finally:
+        await bus.stop()
