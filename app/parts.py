@@ -4,7 +4,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -14,6 +14,7 @@ from app.health import Check, health_routes
 from app.heartbeat import beat
 from app.http.middlewares import BODY_BYTES_MAX, with_bounded_body, with_problems, with_request_id
 from app.wiring import Wiring, utc_now
+from events.ending import end
 from events.facts import Service
 from read_side.queries import JobQueries
 
@@ -118,15 +119,11 @@ class Process:
             stack.push_async_callback(self.wiring.aclose)
             self._running = self._background_parts()
             tasks = [asyncio.create_task(part.keep_running(), name=part.name) for part in self._running]
+            stack.push_async_callback(end, tasks, STOP_S)
             if self.parts.names & {WRITE, READ}:
                 self.on_ready(await self._serve(stack))
             tasks += [asyncio.create_task(beat(self.wiring.redis, part.name, part.tell, utc_now)) for part in self._running]
             await stop.wait()
-            for task in tasks:
-                task.cancel()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(STOP_S):
-                    await asyncio.gather(*tasks, return_exceptions=True)
 
     def _background_parts(self) -> list[Part]:
         wiring = self.wiring

@@ -17,9 +17,11 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from events.batching import Batcher, Overloaded
+from events.ending import end
 from projections.views import GET_JOBS, JOB_STATUS_VERSION, Keys
 
 WAIT_MAX_S = 2.0
+STOP_S = 10.0
 WAITERS_MAX = 1_000
 LOOKS_MAX = 50
 YOUNG_MS = 10_000
@@ -74,9 +76,7 @@ class JobQueries:
 
     async def stop(self) -> None:
         if self._listener is not None:
-            self._listener.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._listener
+            await end([self._listener], STOP_S)
 
     async def job(self, job_id: UUID) -> Answer | None:
         """The job's document; None when there is no such job. Raises `ViewsUnavailable` or `ViewsRebuilding`."""
