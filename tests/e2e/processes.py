@@ -1,6 +1,7 @@
 """The `lookup` command as a user starts it: a process of its own, in an environment of its own."""
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -13,7 +14,7 @@ from pathlib import Path
 from tests.e2e.compose_harness import REPOSITORY, program
 
 START_S = 60.0
-STOP_S = 30.0
+STOP_S = 15.0
 COMMAND_S = 60.0
 POLL_S = 0.02
 _WELCOME = re.compile(r"curl -i (http://\S+?)/api/lookup")
@@ -134,12 +135,20 @@ async def until(happens: Callable[[], bool], within_s: float, what: str) -> None
         await asyncio.sleep(POLL_S)
 
 
-def descendants(pid: int) -> set[int]:
-    """The processes below a process, all generations."""
-    below: set[int] = set()
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, task.read_text(encoding="ascii").split()):
-            below |= {child} | descendants(child)
+def database_of(data_dir: Path) -> str:
+    """The owner's URL of the PostgreSQL that a running `lookup up` has below its data folder."""
+    note = json.loads((data_dir / "servers.json").read_text(encoding="utf-8"))
+    return str(note["database_owner_url"])
+
+
+def descendants(pid: int) -> dict[str, set[int]]:
+    """The processes below a process, all generations, by the name of their program."""
+    below: dict[str, set[int]] = {}
+    for task in Path(f"/proc/{pid}/task").glob("*"):
+        for child in _children(task):
+            below.setdefault(_program_of(child), set()).add(child)
+            for name, pids in descendants(child).items():
+                below.setdefault(name, set()).update(pids)
     return below
 
 
@@ -149,6 +158,20 @@ def lives(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def _children(task: Path) -> list[int]:
+    try:
+        return [int(child) for child in (task / "children").read_text(encoding="ascii").split()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def _program_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text(encoding="utf-8").strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def _command(words: tuple[str, ...]) -> list[str]:

@@ -1,6 +1,5 @@
 """One journey, two deployments: everything in one process on Redis streams, and each part alone on PostgreSQL and RabbitMQ."""
 
-import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 from tests.e2e import independent_check
 from tests.e2e.compose_harness import ComposeParts
 from tests.e2e.journey import client_of, journey
-from tests.e2e.processes import LookupProcess, until
+from tests.e2e.processes import LookupProcess, database_of, until
 from tests.e2e.served import Served
 from tests.servers.postgres import fresh_database
 from tests.servers.rabbitmq import RabbitMQ
@@ -23,8 +22,7 @@ async def everything_in_one_process(folder: Path, peers: Served) -> AsyncIterato
     up = LookupProcess("up", "--port", "0", "--data-dir", "data", folder=folder, env=peers.environment())
     try:
         url = await up.start()
-        note = json.loads((folder / "data" / "servers.json").read_text(encoding="utf-8"))
-        yield url, url, note["database_owner_url"]
+        yield url, url, database_of(folder / "data")
     finally:
         await up.stop()
 
