@@ -58,7 +58,7 @@ class LookupProcess:
 
     def __init__(self, *words: str, folder: Path, env: Mapping[str, str] | None = None, name: str = "lookup") -> None:
         self._words = words
-        self._folder = folder
+        self.folder = folder
         self._env = _surroundings(env or {})
         self._out = folder / f"{name}.out"
         self._err = folder / f"{name}.err"
@@ -87,7 +87,7 @@ class LookupProcess:
     def launch(self) -> None:
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self._process = subprocess.Popen(
-                _command(self._words), env=self._env, cwd=self._folder, stdin=subprocess.DEVNULL, stdout=out, stderr=err
+                _command(self._words), env=self._env, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=out, stderr=err
             )
 
     async def start(self) -> str:
