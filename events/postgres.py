@@ -32,6 +32,8 @@ APPEND_LOCK = 0x6C6F6F6B7570  # "lookup": the advisory lock that every writer of
 LOCK_TIMEOUT_MS = 1_500
 STATEMENT_TIMEOUT_MS = 5_000
 CONNECT_TIMEOUT_S = 1.5
+RECONNECT_S = 1.0
+"""The pool tries by itself for so long, ever more seldom (its default: 5 minutes); then the next who needs one does."""
 GROUP_MAX = 200
 READERS = 3
 
@@ -277,6 +279,7 @@ def open_datastore(database_url: str, *, pool_size: int) -> PostgresDatastore:
     assert isinstance(datastore.pool.kwargs, dict)
     kwargs = {name: value for name, value in datastore.pool.kwargs.items() if value != ""}
     datastore.pool.kwargs = kwargs | {"connect_timeout": 2} | options
+    datastore.pool.reconnect_timeout = RECONNECT_S
     return datastore
 
 

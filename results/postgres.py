@@ -16,6 +16,8 @@ from results.documents import DOCUMENT_BYTES_MAX, ResultsUnavailable, reference_
 
 GROUP_MAX = 100
 CONNECT_TIMEOUT_S = 2.0
+RECONNECT_S = 1.0
+"""The pool tries by itself for so long, ever more seldom (its default: 5 minutes); then the next who needs one does."""
 STATEMENT_TIMEOUT_MS = 10_000
 
 # The digest is not stored beside the body: the fact has it, and only the fact is believed.
@@ -42,6 +44,7 @@ class PostgresDocuments:
             max_size=2,
             open=False,
             timeout=CONNECT_TIMEOUT_S,
+            reconnect_timeout=RECONNECT_S,
             configure=_configure,
             name="results",
         )
