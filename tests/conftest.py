@@ -6,6 +6,7 @@ to be used instead. They have to be test servers: databases and virtual hosts ar
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,12 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         need_rabbitmq()
     if "chromium" in wanted:
         find_chromium()
+
+
+# A shell starts what runs in its background with SIGINT ignored, and what is ignored stays so in our children: then no
+# test of Ctrl-C could pass. A handler is not handed down.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -290,9 +290,12 @@ class ComposeParts:
             async with asyncio.TaskGroup() as together:
                 for name in names:
                     together.create_task(self.healthy(name))
-        except* PartFailed as failed:
+        except BaseExceptionGroup as failed:
             # One story at a time: the others are usually the echo of the first.
-            raise failed.exceptions[0] from None
+            told = failed.subgroup(PartFailed)
+            if told is None:
+                raise
+            raise told.exceptions[0] from None
 
     async def _check_passes(self, part: str) -> bool:
         launch = self._launches[part]
