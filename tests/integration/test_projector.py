@@ -1,9 +1,7 @@
 """The projector against a real Redis: views are the fold of the log, whatever was lost, repeated, cut or rolled back."""
 
 import asyncio
-import gc
 import random
-import warnings
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -16,6 +14,7 @@ from uuid_utils.compat import uuid7
 
 from events.bus import FACTS, Delivery
 from events.catalog import UnknownFact
+from events.ending import end
 from events.facts import JobFact, ResultReference, TaskCompleted
 from events.memory import MemoryBus, MemoryStore
 from events.record import StoredFact, read
@@ -155,10 +154,6 @@ ANSWER = b'{"answer":42}'
 async def views(redis_url: str) -> AsyncIterator[Views]:
     async with Redis.from_url(redis_url) as redis:
         yield Views(redis)
-    # A projector that is cancelled while it connects leaves its connection to the garbage collector: now, not in another test.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()
 
 
 def story(job_id: UUID, *, when: datetime | None = None) -> list[JobFact]:
@@ -587,8 +582,8 @@ async def running(projector: Projector) -> AsyncIterator["asyncio.Task[None]"]:
     try:
         yield task
     finally:
-        task.cancel()
-        await asyncio.wait({task}, timeout=PATIENCE_S)
+        await end([task], PATIENCE_S)
+        assert task.done()
 
 
 async def shows(views: Views, job_id: UUID) -> None:
