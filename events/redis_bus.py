@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 PREFIX = "bus:"
 GROUP = "lookup"
 EPOCH_KEY = f"{PREFIX}epoch"
-READ_BLOCK_MS = 500
+READ_BLOCK_MS = 2_000
+CLAIM_INTERVAL_MS = 3_000
 WATCH_INTERVAL_S = 1.0
 PIPELINE_MAX = 100
 STOP_S = 5.0
@@ -94,7 +95,7 @@ class RedisBus:
             group=GROUP,
             consumer=self._consumer,
             min_idle_time=self._claim_idle_ms,
-            polling_interval=int(WATCH_INTERVAL_S * 1000),
+            polling_interval=CLAIM_INTERVAL_MS,
         )
         for stream, handler in ((reader, inbox.receive), (claimer, inbox.receive_claimed)):
             subscriber = self._broker.subscriber(stream=stream, parser=_as_it_came, decoder=_raw, ack_policy=AckPolicy.MANUAL)
