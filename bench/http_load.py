@@ -19,7 +19,7 @@ from bench.load import Load, Measured, Stopwatch
 CHECKERS = 8
 POLL_S = 0.02
 """Between two looks at the same unfinished job, under load."""
-SINGLE_POLL_S = 0.001
+SINGLE_POLL_S = 0.005
 """The same for a single job: short against what is measured, and long enough not to be the load itself."""
 HEADERS_END = b"\r\n\r\n"
 
