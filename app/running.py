@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import uvloop
 from psycopg.conninfo import make_conninfo
@@ -21,7 +21,10 @@ from app.settings import Settings
 from app.wiring import Wiring, new_id
 
 DEFAULT_URL = "http://127.0.0.1:8080"
+Returned = TypeVar("Returned")
+
 WATCH_INTERVAL_S = 1.0
+SWITCH_INTERVAL_S = 0.001
 LOOPBACK = (ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128"))
 
 
@@ -42,7 +45,7 @@ def run_everything(settings: Settings, *, demo: bool) -> int:
         settings = with_embedded(settings, servers.database_owner_url, servers.redis_url)
         if settings.database_owner_url:
             migrate_database(settings)
-        return _run(_serve(_open_to_itself(settings), PartNames.all(), demo=demo, embedded=embedded))
+        return run_loop(_serve(_open_to_itself(settings), PartNames.all(), demo=demo, embedded=embedded))
     finally:
         embedded.stop()
 
@@ -56,7 +59,7 @@ def run_parts(settings: Settings, words: Sequence[str]) -> int:
     missing = [variable for variable, value in needed.items() if value is None]
     if missing:
         raise SettingMissing(f"{' and '.join(missing)} must be set to run parts alone (`lookup up` needs neither).")
-    return _run(_serve(settings, parts))
+    return run_loop(_serve(settings, parts))
 
 
 def migrate_database(settings: Settings) -> None:
@@ -161,11 +164,13 @@ Ctrl-C stops everything; what was accepted is kept.
     )
 
 
-def _run(work: Coroutine[Any, Any, int]) -> int:
-    """Run on uvloop. Facts and views are many small objects that live long: collect them seldom."""
+def run_loop(work: Coroutine[Any, Any, Returned]) -> Returned:
+    """Run on uvloop, as `bench/` does too. Facts and views are many small objects that live long: collect them seldom."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
+    # A thread that the database has answered waits at most this long for the interpreter.
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     return uvloop.run(work)
 
 

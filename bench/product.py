@@ -4,7 +4,6 @@ Verbs of `python -m bench.product`: `serve` runs some parts, `load` is their cli
 """
 
 import asyncio
-import gc
 import json
 import signal
 import sys
@@ -16,6 +15,7 @@ from psycopg.conninfo import make_conninfo
 from app.logs import set_up_logs
 from app.migrate import APP_ROLE
 from app.parts import Process, parse_parts
+from app.running import run_loop
 from app.settings import Settings
 from app.wiring import Wiring
 from bench import http_load
@@ -54,11 +54,7 @@ def serve(options: dict[str, Any]) -> None:
         log_level="WARNING",
     )
     set_up_logs(settings.log_format, settings.log_level)
-    # As `lookup up` does: long-lived small objects are collected seldom.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
-    uvloop.run(_serve(settings, options))
+    run_loop(_serve(settings, options))
 
 
 async def _serve(settings: Settings, options: dict[str, Any]) -> None:

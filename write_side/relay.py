@@ -97,7 +97,8 @@ class Relay:
             stretch = await self.store.read_all(min(c.position for c in self.checkpoints.values()), STRETCH_MAX)
             if stretch:
                 await self._alive(conn, self._relay(conn, stretch, source))
-            else:
+            if len(stretch) < STRETCH_MAX:
+                # What was committed meanwhile has notified us already: then this wait is none.
                 await self._wait_for_more(conn)
 
     async def _wait_for_more(self, conn: AsyncConnection) -> None:
