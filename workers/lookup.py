@@ -15,7 +15,7 @@ class Result(BaseModel):
     model_config = ConfigDict(frozen=True, alias_generator=to_camel, validate_by_name=True, serialize_by_alias=True)
 
 
-@dataclass
+@dataclass(eq=False)
 class LookupFailed(Exception):  # noqa: N818 - an outcome in the domain's words
     """The lookup has no answer: `code` is stable, `message` is ours, `transient` says that another try may help."""
 
@@ -27,7 +27,7 @@ class LookupFailed(Exception):  # noqa: N818 - an outcome in the domain's words
         return self.message
 
 
-@dataclass
+@dataclass(eq=False)
 class LookupDeferred(Exception):  # noqa: N818 - an outcome in the domain's words
     """The lookup may not ask now; try again in `retry_after_s` seconds. No attempt is used up."""
 

@@ -26,6 +26,7 @@ from aiolimiter import AsyncLimiter
 from publicsuffixlist import PublicSuffixList
 
 from domain.address_policy import AddressPolicy
+from events.ending import end
 from events.facts import DeferReason, Target, TargetType
 from workers.lookup import LookupDeferred, LookupFailed
 from workers.rdap_bootstrap import IANA_URLS, Bootstrap
@@ -37,6 +38,8 @@ CONNECTS_MAX = 3
 """How many of a server's addresses are tried before it counts as unreachable."""
 
 DEFER_MAX_S = 900.0
+
+CLOSE_S = 5.0
 
 Refusal = Callable[[str], str | None]
 """Says why an address must be left alone, or None when it need not be."""
@@ -254,9 +257,7 @@ class Network:
 
     async def aclose(self) -> None:
         if self.refreshing is not None:
-            self.refreshing.cancel()
-            with suppress(asyncio.CancelledError):
-                await self.refreshing
+            await end([self.refreshing], CLOSE_S)
         await self.http.aclose()
         if self.mmdb is not None:
             self.mmdb.close()

@@ -17,7 +17,10 @@ from write_side.submit import Submitter
 SUBMITTED = "Job submitted successfully. Poll the status URL to check progress."
 NOT_AN_OBJECT = 'The request body must be a JSON object like {"target": "example.com"}'
 STORE_UNAVAILABLE = "The job could not be stored right now. Nothing was accepted; try again shortly."
-OUTCOME_UNKNOWN = "The connection to the store broke while the job was being stored. It may or may not have been accepted."
+OUTCOME_UNKNOWN = (
+    "The connection to the store broke while the job was being stored. It may or may not have been accepted:"
+    " `statusUrl` will tell."
+)
 RETRY_AFTER_S = 2
 POLL_AFTER_S = 1
 ANONYMOUS = "anonymous"
@@ -57,17 +60,20 @@ class WriteApi:
             request_id=self.request_id_of(request),
             traceparent=_traceparent_of(request.headers.get("traceparent", "")),
         )
+        job_id = self.new_id()
         try:
-            accepted = await self.submitter.submit(target, services, cause, requested_by=request.remote)
+            accepted = await self.submitter.submit(job_id, target, services, cause, requested_by=request.remote)
         except StoreUnavailable:
             return self.problem(503, "store_unavailable", STORE_UNAVAILABLE, headers={"Retry-After": str(RETRY_AFTER_S)})
         except OutcomeUnknown:
-            return self.problem(503, "outcome_unknown", OUTCOME_UNKNOWN, headers={"Retry-After": str(RETRY_AFTER_S)})
+            headers = {"Retry-After": str(RETRY_AFTER_S)}
+            where = {"jobId": job_id, "statusUrl": _status_url(job_id)}
+            return self.problem(503, "outcome_unknown", OUTCOME_UNKNOWN, headers=headers, members=where)
         return _accepted(accepted.job_id, accepted.position)
 
 
 def _accepted(job_id: UUID, position: int) -> web.Response:
-    status_url = f"/api/lookup/{job_id}"
+    status_url = _status_url(job_id)
     body = {"jobId": job_id, "statusUrl": status_url, "message": SUBMITTED, "position": position}
     headers = {"Location": status_url, "Retry-After": str(POLL_AFTER_S)}
     return web.Response(status=202, body=orjson.dumps(body), content_type="application/json", headers=headers)
@@ -84,3 +90,7 @@ def _object_of(body: bytes) -> dict[str, object] | None:
     except orjson.JSONDecodeError:
         return None
     return parsed if isinstance(parsed, dict) else None
+
+
+def _status_url(job_id: UUID) -> str:
+    return f"/api/lookup/{job_id}"

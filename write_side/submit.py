@@ -36,9 +36,11 @@ class Submitter:
     new_id: Callable[[], UUID]
     tenant: str
 
-    async def submit(self, target: Target, services: Sequence[Service], cause: Cause, *, requested_by: str | None) -> Accepted:
+    async def submit(
+        self, job_id: UUID, target: Target, services: Sequence[Service], cause: Cause, *, requested_by: str | None
+    ) -> Accepted:
         command = SubmitLookup(
-            job_id=self.new_id(),
+            job_id=job_id,
             tenant=self.tenant,
             target=target,
             services=services,

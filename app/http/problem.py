@@ -9,8 +9,18 @@ from aiohttp import web
 TYPE_PREFIX = "urn:lookup:problem:"
 
 
-def problem(status: int, code: str, message: str, *, headers: Mapping[str, str] | None = None) -> web.Response:
-    """A response for a client to act on: `code` is stable, `message` is ours, never an exception's text."""
+def problem(
+    status: int,
+    code: str,
+    message: str,
+    *,
+    headers: Mapping[str, str] | None = None,
+    members: Mapping[str, object] | None = None,
+) -> web.Response:
+    """A response for a client to act on: `code` is stable, `message` is ours, never an exception's text.
+
+    `members` are further ones of the problem object (RFC 9457 section 3.2).
+    """
     body = {
         "type": TYPE_PREFIX + code,
         "title": HTTPStatus(status).phrase,
@@ -18,5 +28,6 @@ def problem(status: int, code: str, message: str, *, headers: Mapping[str, str] 
         "detail": message,
         "code": code,
         "error": message,
+        **(members or {}),
     }
     return web.Response(status=status, body=orjson.dumps(body), content_type="application/problem+json", headers=headers)

@@ -108,12 +108,15 @@ async def service() -> AsyncIterator[Service]:
         await redis.aclose()
 
 
-async def answer_over(store: Any) -> tuple[int, str, str]:
+async def answer_over(store: Any) -> dict[str, Any]:
     """How the service answers a good request when its store ends like this."""
     async with TestServer(application(store, Redis())) as server, ClientSession() as http:
         answer = await http.post(server.make_url("/api/lookup"), json={"target": "example.com"})
+        assert answer.status == 503
+        assert answer.content_type == "application/problem+json"
         assert answer.headers["Retry-After"] == "2"
-        return await refusal_of(answer)
+        body: dict[str, Any] = await answer.json()
+        return body
 
 
 # --- Accepted ---------------------------------------------------------------------------------------------------------
@@ -471,18 +474,20 @@ async def raw_request(url: str, headers: bytes) -> bytes:
 
 
 async def test_a_store_that_is_down_accepts_nothing_and_says_so() -> None:
-    assert await answer_over(Broken(StoreUnavailable())) == (
-        503,
-        "store_unavailable",
-        "The job could not be stored right now. Nothing was accepted; try again shortly.",
-    )
+    body = await answer_over(Broken(StoreUnavailable()))
+
+    assert body["code"] == "store_unavailable"
+    assert body["error"] == "The job could not be stored right now. Nothing was accepted; try again shortly."
+    assert "jobId" not in body
 
 
 async def test_a_doubtful_commit_is_called_doubtful() -> None:
-    status, code, message = await answer_over(Broken(OutcomeUnknown()))
+    """Whoever asked must be able to find out: the answer names the job that may have been taken on."""
+    body = await answer_over(Broken(OutcomeUnknown()))
 
-    assert (status, code) == (503, "outcome_unknown")
-    assert message.startswith("The connection to the store broke while the job was being stored. It may or may not")
+    assert body["code"] == "outcome_unknown"
+    assert body["error"].startswith("The connection to the store broke while the job was being stored. It may or may not")
+    assert body["statusUrl"] == f"/api/lookup/{UUID(body['jobId'])}"
 
 
 async def test_views_that_cannot_be_reached_are_no_missing_job(service: Service) -> None:
