@@ -10,6 +10,7 @@ Promises, held by `tests/contract/test_bus.py` for RabbitMQ, Redis streams and t
 Order is promised by nobody: readers go by position, version and attempt.
 """
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -64,6 +65,25 @@ class Inbox(Protocol):
 
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
         """These are done with. Losing an acknowledgement means a second delivery, never a lost one."""
+
+
+class Arrivals:
+    """What a transport has handed to a reader and nobody has taken yet: the half of an inbox that all transports share."""
+
+    def __init__(self) -> None:
+        self._arrived: asyncio.Queue[Delivery] = asyncio.Queue()
+
+    async def take(self, limit: int) -> list[Delivery]:
+        taken = [await self._arrived.get()]
+        while len(taken) < limit and not self._arrived.empty():
+            taken.append(self._arrived.get_nowait())
+        return taken
+
+    def waiting(self) -> list[Delivery]:
+        waiting: list[Delivery] = []
+        while not self._arrived.empty():
+            waiting.append(self._arrived.get_nowait())
+        return waiting
 
 
 class Bus(Protocol):

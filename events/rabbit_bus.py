@@ -17,7 +17,7 @@ from faststream.message import StreamMessage
 from faststream.rabbit import Channel, ExchangeType, QueueType, RabbitBroker, RabbitExchange, RabbitQueue
 from faststream.rabbit.schemas.queue import QuorumQueueArgs
 
-from events.bus import ALL_QUEUES, DEAD_LETTERS, EVENTS_EXCHANGE, BusUnavailable, Delivery, Queue
+from events.bus import ALL_QUEUES, DEAD_LETTERS, EVENTS_EXCHANGE, Arrivals, BusUnavailable, Delivery, Queue
 
 EPOCH_QUEUE = "lookup.epoch"
 DELIVERY_LIMIT = 20
@@ -150,23 +150,8 @@ class RabbitBus:
                     await self._connection.close()
 
 
-class RabbitInbox:
+class RabbitInbox(Arrivals):
     """An `Inbox` on one queue. The broker holds back what is over the channel's prefetch."""
-
-    def __init__(self) -> None:
-        self._waiting: asyncio.Queue[Delivery] = asyncio.Queue()
-
-    async def take(self, limit: int) -> list[Delivery]:
-        taken = [await self._waiting.get()]
-        while len(taken) < limit and not self._waiting.empty():
-            taken.append(self._waiting.get_nowait())
-        return taken
-
-    def waiting(self) -> list[Delivery]:
-        waiting: list[Delivery] = []
-        while not self._waiting.empty():
-            waiting.append(self._waiting.get_nowait())
-        return waiting
 
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:
@@ -177,7 +162,7 @@ class RabbitInbox:
         headers = {name: str(value) for name, value in message.headers.items()}
         # A quorum queue counts earlier deliveries in a header that is absent the first time.
         delivery_count = int(message.headers.get("x-delivery-count", 0) or 0) + 1  # type: ignore[arg-type]
-        self._waiting.put_nowait(Delivery(message.body, headers, delivery_count, message))
+        self._arrived.put_nowait(Delivery(message.body, headers, delivery_count, message))
 
 
 def _declared(queue: Queue) -> RabbitQueue:

@@ -18,7 +18,7 @@ from faststream.redis.parser import BinaryMessageFormatV1
 from redis.exceptions import RedisError, ResponseError
 
 from events.batching import Batcher, Overloaded, happens_within
-from events.bus import ALL_QUEUES, BusUnavailable, Delivery, Queue
+from events.bus import ALL_QUEUES, Arrivals, BusUnavailable, Delivery, Queue
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -157,28 +157,16 @@ class RedisBus:
                 await self._redis.xgroup_delconsumer(key, GROUP, self._consumer)
 
 
-class RedisInbox:
+class RedisInbox(Arrivals):
     """An `Inbox` on one stream."""
 
     def __init__(self, broker: RedisBroker, queue: Queue, in_hand_max: int) -> None:
+        super().__init__()
         self.queue = queue
         self._broker = broker
-        self._waiting: asyncio.Queue[Delivery] = asyncio.Queue()
         self._room = asyncio.Semaphore(in_hand_max)
         self._closed = asyncio.Event()
         self._acks: Batcher[Sequence[bytes], None] = Batcher(self._ack_group, batch_max=100)
-
-    async def take(self, limit: int) -> list[Delivery]:
-        taken = [await self._waiting.get()]
-        while len(taken) < limit and not self._waiting.empty():
-            taken.append(self._waiting.get_nowait())
-        return taken
-
-    def waiting(self) -> list[Delivery]:
-        waiting: list[Delivery] = []
-        while not self._waiting.empty():
-            waiting.append(self._waiting.get_nowait())
-        return waiting
 
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
         entry_ids = [cast("bytes", delivery.token) for delivery in deliveries]
@@ -213,7 +201,7 @@ class RedisInbox:
         if not await self._has_room():
             return
         body, headers = BinaryMessageFormatV1.parse(fields[_BODY_FIELD])
-        self._waiting.put_nowait(Delivery(body, headers, delivery_count, entry_id))
+        self._arrived.put_nowait(Delivery(body, headers, delivery_count, entry_id))
 
     async def _has_room(self) -> bool:
         """Wait until one more may be in hand; False when the inbox was closed instead."""
