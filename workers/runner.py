@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 import stamina
-from pydantic import ValidationError
 
 from domain.commands import Deferred, Failed, LookUp, Succeeded, TaskOutcome, TimedOut, lines_of
 from events.batching import Batcher
 from events.bus import COMMANDS, DEAD_LETTERS, OUTCOMES, Bus, BusUnavailable, Delivery, Inbox, Queue
 from events.facts import Priority, Service, Source, TaskError
+from events.lines import read_items
 from results.documents import DOCUMENT_BYTES_MAX, ResultDocuments, ResultsUnavailable
 from workers import lookup
 from workers.lookup import LookupDeferred, LookupFailed
@@ -117,7 +117,8 @@ class Worker:
             log.error("A message could not be worked off.", exc_info=task.exception())
 
     async def _work_off(self, queue: Queue, inbox: Inbox, delivery: Delivery) -> None:
-        items = await self._items_of(queue, delivery)
+        items, unreadable = await read_items(LookUp, delivery, queue, self.bus)
+        self.counters.unreadable += unreadable
         if delivery.delivery_count > 1 and len(items) > 1:
             for item in items:
                 await self.bus.publish(queue, lines_of([item]))
@@ -212,17 +213,6 @@ class Worker:
             else:
                 self.counters.reported += 1
                 return
-
-    async def _items_of(self, queue: Queue, delivery: Delivery) -> list[LookUp]:
-        items: list[LookUp] = []
-        for line in delivery.body.split(b"\n"):
-            try:
-                items.append(LookUp.model_validate_json(line))
-            except ValidationError:
-                self.counters.unreadable += 1
-                log.warning("A command cannot be read; it goes to the dead letters.")
-                await self.bus.publish(DEAD_LETTERS, line, {"queue": queue.name, "reason": "unreadable"})
-        return items
 
     async def _bury(self, queue: Queue, items: Sequence[LookUp]) -> None:
         """An item that was handed out again and again and never came to an end: its task fails, and the item is kept."""

@@ -6,26 +6,22 @@ wait together in the store's group commit.
 """
 
 import asyncio
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from uuid import UUID
 
-from pydantic import ValidationError
-
 from domain.commands import Rules, TaskOutcome
 from domain.saga import LookupSaga, evolve, record_outcome
-from events.bus import DEAD_LETTERS, OUTCOMES, Bus, Delivery, Inbox
+from events.bus import OUTCOMES, Bus, Delivery, Inbox
 from events.facts import JobFact
+from events.lines import read_items
 from events.store import OutcomeUnknown, StoreUnavailable
 from write_side.sagas import Sagas, TooManyConflicts
 
 IN_HAND_MAX = 64
 RETRY_PAUSE_S = 0.5
 ACTOR = "gather"
-
-log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -58,7 +54,11 @@ class Gatherer:
 
     async def gather(self, inbox: Inbox, deliveries: Sequence[Delivery]) -> None:
         """Record everything in these deliveries, then acknowledge them. Retries until the store takes it."""
-        outcomes = [outcome for delivery in deliveries for outcome in await self._outcomes_of(delivery)]
+        outcomes: list[TaskOutcome] = []
+        for delivery in deliveries:
+            items, unreadable = await read_items(TaskOutcome, delivery, OUTCOMES, self.bus)
+            outcomes += items
+            self.counters.unreadable += unreadable
         while outcomes:
             outcomes = await self._record_all(outcomes)
             if outcomes:
@@ -108,14 +108,3 @@ class Gatherer:
             facts.extend(decided)
             news += bool(decided)
         return facts, saga, news
-
-    async def _outcomes_of(self, delivery: Delivery) -> list[TaskOutcome]:
-        outcomes: list[TaskOutcome] = []
-        for line in delivery.body.split(b"\n"):
-            try:
-                outcomes.append(TaskOutcome.model_validate_json(line))
-            except ValidationError:
-                self.counters.unreadable += 1
-                log.warning("An outcome cannot be read; it goes to the dead letters.")
-                await self.bus.publish(DEAD_LETTERS, line, {"queue": OUTCOMES.name, "reason": "unreadable"})
-        return outcomes
