@@ -39,6 +39,10 @@ log = logging.getLogger(__name__)
 Ending = Succeeded | Failed | TimedOut | Deferred
 
 
+class MessageStuck(Exception):  # noqa: N818 - what is the case, in our words
+    """The worker has a message in hand that it can neither finish nor give back, and must start anew."""
+
+
 class Outbox:
     """Outcomes on their way out. The workers of a process share one: what ends together is told, and decided, together."""
 
@@ -83,6 +87,7 @@ class Worker:
         self._room = asyncio.Semaphore(self.concurrency)
         self._in_hand: dict[asyncio.Task[None], tuple[Inbox, Delivery]] = {}
         self._unfinished: dict[Delivery, list[LookUp]] = {}
+        self._stuck = asyncio.Event()
 
     def subscribe(self) -> dict[Queue, Inbox]:
         return {
@@ -95,6 +100,7 @@ class Worker:
             async with asyncio.TaskGroup() as readers:
                 for queue, inbox in inboxes.items():
                     readers.create_task(self._read(queue, inbox))
+                readers.create_task(self._end_when_stuck())
         finally:
             try:
                 async with asyncio.timeout(HAND_BACK_S):
@@ -113,8 +119,13 @@ class Worker:
     def _done(self, task: "asyncio.Task[None]") -> None:
         self._in_hand.pop(task, None)
         if not task.cancelled() and task.exception() is not None:
-            # Not acknowledged, so it comes again.
             log.error("A message could not be worked off.", exc_info=task.exception())
+            self._stuck.set()
+
+    async def _end_when_stuck(self) -> None:
+        """A message in hand that nobody works on would keep its place for ever; the next start is handed it again."""
+        await self._stuck.wait()
+        raise MessageStuck("A message could not be worked off.")
 
     async def _work_off(self, queue: Queue, inbox: Inbox, delivery: Delivery) -> None:
         items, unreadable = await read_items(LookUp, delivery, queue, self.bus)

@@ -144,6 +144,9 @@ class Workshop:
         await asyncio.wait({self._task}, timeout=PATIENCE_S)
         assert self._task.done()
 
+    def has_ended(self) -> bool:
+        return self._task is not None and self._task.done()
+
     def is_cancelled(self) -> bool:
         return self._task is not None and self._task.cancelled()
 
@@ -637,3 +640,19 @@ async def test_the_other_half_of_a_message_is_not_done_again_after_a_hand_back()
 
     assert (outcome.job_id, outcome.worker) == (b.job_id, "worker-2")
     assert await workshop.told() == []
+
+
+async def test_a_message_that_cannot_be_worked_off_ends_the_worker_and_comes_again() -> None:
+    """Left in hand without an end it would keep its place for as long as the worker lives; the next start frees it."""
+    workshop = Workshop(answer)
+    workshop.bus.out_of_order.add(DEAD_LETTERS)
+    await workshop.bus.publish(QUEUE, b"no command")
+
+    async with workshop.running():
+        await eventually(workshop.has_ended)
+
+    assert not workshop.is_cancelled()
+    assert "acknowledged" not in workshop.journal.entries
+    inbox = cast("MemoryInbox", workshop.inboxes[QUEUE])
+    await inbox.give_back()
+    assert [delivery.body for delivery in await inbox.take(1)] == [b"no command"]
