@@ -8,7 +8,7 @@ claims it; an acknowledged entry stays in memory until it is deleted.
 import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 from uuid import uuid4
 
 from faststream import AckPolicy
@@ -87,10 +87,10 @@ class RedisBus:
         """A reader for new entries and a claimer for those that a dead reader left behind, into one inbox."""
         inbox = RedisInbox(self._broker, queue, in_hand_max)
         key = PREFIX + queue.name
-        reader = StreamSub(
+        reader = _Stream(
             key, group=GROUP, consumer=self._consumer, batch=True, max_records=in_hand_max, polling_interval=READ_BLOCK_MS
         )
-        claimer = StreamSub(
+        claimer = _Stream(
             key,
             group=GROUP,
             consumer=self._consumer,
@@ -155,6 +155,13 @@ class RedisBus:
             pending = await self._redis.xpending_range(key, GROUP, "-", "+", 1, consumername=self._consumer)
             if not pending:
                 await self._redis.xgroup_delconsumer(key, GROUP, self._consumer)
+
+
+class _Stream(StreamSub[Any]):
+    """FastStream asks for the stream under its prefix at every read, and copies it deeply each time. We have no prefix."""
+
+    def add_prefix(self, prefix: str) -> Self:
+        return super().add_prefix(prefix) if prefix else self
 
 
 class RedisInbox(Arrivals):
