@@ -3,18 +3,16 @@
 import asyncio
 import gc
 import ipaddress
-import json
 import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import suppress
 from typing import Any, TypeVar
 
 import uvloop
 from psycopg.conninfo import make_conninfo
 
-from app.embedded.servers import Embedded
+from app.embedded.servers import Embedded, find_running
 from app.migrate import APP_ROLE, READER_ROLE, RETENTION_ROLE, migrate
 from app.parts import PartNames, Process, parse_parts
 from app.settings import Settings
@@ -88,10 +86,8 @@ def with_embedded(settings: Settings, database_owner_url: str, redis_url: str) -
 
 def settings_of_running(settings: Settings) -> Settings:
     """The settings, completed by the instance that runs on the data folder, if one does."""
-    with suppress(OSError, ValueError):
-        urls = json.loads((settings.data_dir / "servers.json").read_text(encoding="utf-8"))
-        return with_embedded(settings, urls["database_owner_url"], urls["redis_url"])
-    return settings
+    servers = find_running(settings.data_dir)
+    return with_embedded(settings, servers.database_owner_url, servers.redis_url) if servers else settings
 
 
 def _open_to_itself(settings: Settings) -> Settings:

@@ -4,7 +4,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import psycopg
-from psycopg import AsyncConnection
 from redis.exceptions import RedisError
 from rich.console import Console
 from rich.markup import escape
@@ -40,7 +39,7 @@ async def status_of(wiring: Wiring) -> Status:
     head, relayed = None, dict[str, int]()
     try:
         head = await wiring.store.head()
-        relayed = await _relay_checkpoints(wiring.settings.database_url or "")
+        relayed = await checkpoints.relayed_positions(wiring.settings.database_url or "")
     except (StoreUnavailable, psycopg.Error):
         problems.append("The database cannot be reached, or `lookup migrate` has not been run.")
     meta, lag_ms, parts = dict[str, str](), None, list[Heartbeat]()
@@ -83,9 +82,3 @@ def print_status(status: Status, console: Console) -> None:
     console.print(parts if status.parts else "No part runs.")
     for problem in status.problems:
         console.print(f"[bold]{problem}[/bold]")
-
-
-async def _relay_checkpoints(database_url: str) -> dict[str, int]:
-    async with await AsyncConnection.connect(database_url, autocommit=True, connect_timeout=2) as conn:
-        rows = await (await conn.execute(checkpoints.SELECT)).fetchall()
-    return {name: position for name, position, _ in rows}

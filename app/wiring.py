@@ -15,7 +15,6 @@ from uuid import UUID
 
 import orjson
 from aiohttp import web
-from psycopg import AsyncConnection
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from uuid_utils.compat import uuid7
@@ -251,9 +250,7 @@ class Wiring:
 
     async def _relayed_position(self) -> int:
         assert self.settings.database_url is not None
-        async with await AsyncConnection.connect(self.settings.database_url, autocommit=True, connect_timeout=2) as conn:
-            rows = await (await conn.execute(checkpoints.SELECT)).fetchall()
-        return int(next(position for name, position, _ in rows if name == checkpoints.COMMANDS))
+        return (await checkpoints.relayed_positions(self.settings.database_url))[checkpoints.COMMANDS]
 
 
 @asynccontextmanager

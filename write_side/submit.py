@@ -58,8 +58,9 @@ class Submitter:
         refusals: dict[Service, tuple[SkipReason, str]] = {}
         for service in services:
             rule = rule_of(service)
-            if target.type not in rule.accepts:
-                refusals[service] = (SkipReason.NOT_APPLICABLE, rule.refusal)
+            not_applicable = rule.refusal_of(target.type)
+            if not_applicable is not None:
+                refusals[service] = (SkipReason.NOT_APPLICABLE, not_applicable)
             elif target.type is TargetType.IP_ADDRESS:
                 judge = self.policy.refusal_to_probe if rule.probes else self.policy.refusal_to_ask_about
                 refusal = judge(target.canonical)
