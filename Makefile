@@ -1,8 +1,11 @@
 # The front door. Every target makes .venv and installs what it needs first; PYTHON=… chooses the interpreter.
 
-.PHONY: help run demo test check format bench lock clean
+.PHONY: help run demo test simulate chaos check format bench lock clean
 .DEFAULT_GOAL := help
 export PYTHON
+SEEDS ?= 10000
+KILLS ?= 20
+PROCESSES ?= 2
 
 help: ## what can be typed
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -15,9 +18,13 @@ demo: ## the same beside local peers, so that all four answers can be seen witho
 	@sh deploy/bootstrap.sh run
 	@exec .venv/bin/lookup up --demo $(ARGS)
 
-test: ## all tests, on real PostgreSQL, Valkey and RabbitMQ (ARGS="-k saga" and other options of pytest)
+test: ## all tests, on real PostgreSQL, Valkey and RabbitMQ, PROCESSES=2 at a time (ARGS="-k saga" and other options of pytest)
 	@sh deploy/bootstrap.sh test
-	@exec .venv/bin/python -m pytest $(ARGS)
+	@exec .venv/bin/python -m pytest --numprocesses $(PROCESSES) --dist loadfile $(ARGS)
+
+simulate: ## the whole system under SEEDS=10000 seeds of trouble (ARGS="--seed 42" runs one again and tells its story)
+	@sh deploy/bootstrap.sh test
+	@exec .venv/bin/python -m tests.simulation --seeds $(SEEDS) $(ARGS)
 
 check: ## what a machine can say about the code: ruff, mypy, import-linter
 	@sh deploy/bootstrap.sh test
@@ -30,6 +37,13 @@ format: ## put the code into the house's format
 	@sh deploy/bootstrap.sh test
 	.venv/bin/ruff check --fix
 	.venv/bin/ruff format
+
+chaos: ## the crash test: KILLS=20 of each part, servers too, under load, on both transports, and of the projector (ARGS="--seed 7 --transport redis")
+	@sh deploy/bootstrap.sh test
+	.venv/bin/python -m tests.chaos --kills $(KILLS) $(ARGS)
+	.venv/bin/python -m tests.replay_proofs kills
+	.venv/bin/python -m tests.replay_proofs clients
+	.venv/bin/python -m pytest -m long
 
 bench: ## jobs per second and the time of a single job, on both transports
 	@sh deploy/bootstrap.sh test

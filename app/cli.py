@@ -10,6 +10,12 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
+from app import backup_commands, listing_commands, past_commands, reparse_commands, replay_commands
+from app.audit_commands import audit
+from app.erase_commands import erase, retention
+from app.letter_commands import letters
+from app.target_commands import diff, target_history
+
 DEFAULT_URL = "http://127.0.0.1:8080"
 PARTS = {
     "write": "Take jobs on: the command side of the HTTP API.",
@@ -17,9 +23,10 @@ PARTS = {
     "saga": "Gather outcomes and watch over deadlines.",
     "worker": "Look things up: `lookup worker Ping RDAP`; without a service, all four.",
     "projector": "Fold the log into views.",
+    "keeper": "Look after log and views: raise the alarm when the views stand still.",
     "read": "Answer pollers: the query side of the HTTP API, and the page.",
 }
-HEALTHY = {"running", "waiting"}
+NOTHING_RUNS = "lookup: nothing runs here, and LOOKUP_DATABASE_URL and LOOKUP_REDIS_URL are not set."
 
 Json = Annotated[bool, Parameter(name="--json", negative=())]
 
@@ -110,6 +117,7 @@ def run_lookup(
     service: Annotated[list[str] | None, Parameter(negative=())] = None,
     url: str = DEFAULT_URL,
     timeout: float = 120.0,
+    timeout_seconds: float | None = None,
     as_json: Json = False,
 ) -> int:
     """Look TARGET up and print what was found.
@@ -124,6 +132,8 @@ def run_lookup(
         Where the service is.
     timeout
         Seconds to wait for the whole answer.
+    timeout_seconds
+        Seconds that one attempt of a service may take. Only ever shortens what the service's settings say.
     as_json
         Print the answer's JSON document and nothing else.
 
@@ -133,7 +143,9 @@ def run_lookup(
     from app import client
 
     out, err = Console(), Console(stderr=True)
-    work = client.run(target, service or [], base_url=url, as_json=as_json, timeout_s=timeout, out=out, err=err)
+    work = client.run(
+        target, service or [], base_url=url, as_json=as_json, timeout_s=timeout, out=out, err=err, attempt_s=timeout_seconds
+    )
     return int(asyncio.run(work))
 
 
@@ -148,7 +160,7 @@ def status(*, data_dir: Path | None = None, as_json: Json = False) -> int:
 
     wiring = Wiring(settings_of_running(_settings(data_dir=data_dir)))
     if wiring.settings.database_url is None or wiring.settings.redis_url is None:
-        print("lookup: nothing runs here, and LOOKUP_DATABASE_URL and LOOKUP_REDIS_URL are not set.", file=sys.stderr)
+        print(NOTHING_RUNS, file=sys.stderr)
         return 3
 
     async def show() -> int:
@@ -166,6 +178,111 @@ def status(*, data_dir: Path | None = None, as_json: Json = False) -> int:
 
 
 @app.command
+def doctor(
+    *,
+    fix: Annotated[bool, Parameter(negative=())] = False,
+    reason: str | None = None,
+    actor: str | None = None,
+    dead_letter_hours: float = 1.0,
+    data_dir: Path | None = None,
+    as_json: Json = False,
+) -> int:
+    """Hold log, results and views against each other, and name every broken promise. Stops nobody.
+
+    Exit code 0 when nothing is broken (or everything was mended), 1 when something is, 3 when something cannot be examined.
+
+    Parameters
+    ----------
+    fix
+        Put right what can be: facts that are due are appended, wrong views rewritten, orphan keys removed.
+    reason
+        Why, for the envelopes of the facts that --fix appends.
+    actor
+        Who, as well; the user of this machine if not given.
+    dead_letter_hours
+        A dead letter that nobody has decided about for so long is a finding.
+    data_dir
+        The folder of a running `lookup up` (.data); LOOKUP_DATABASE_URL and LOOKUP_REDIS_URL otherwise.
+    as_json
+        Print the report as JSON and nothing else.
+
+    """
+    from datetime import timedelta
+
+    from rich.console import Console
+
+    from app.doctor.consultation import Fix, consult
+    from app.doctor.printing import print_report
+    from app.running import settings_of_running, user_name
+    from app.wiring import Wiring
+
+    if not fix and (reason is not None or actor is not None):
+        print("lookup: --reason and --actor are for --fix.", file=sys.stderr)
+        return 2
+    wiring = Wiring(settings_of_running(_settings(data_dir=data_dir)))
+    if wiring.settings.database_url is None or wiring.settings.redis_url is None:
+        print(NOTHING_RUNS, file=sys.stderr)
+        return 3
+
+    async def examine() -> int:
+        try:
+            mend = Fix(f"doctor:{actor or user_name()}", reason) if fix else None
+            report = await consult(wiring, mend, dead_letter_max_age=timedelta(hours=dead_letter_hours))
+        finally:
+            await wiring.aclose()
+        if as_json:
+            print(json.dumps(report.as_json(), indent=2))
+        else:
+            print_report(report, Console())
+        return report.exit_code
+
+    return asyncio.run(examine())
+
+
+app.command(audit)
+app.command(letters)
+app.command(diff)
+app.command(target_history)
+past_commands.register(app)
+listing_commands.register(app)
+app.command(retention)
+app.command(erase)
+backup_commands.register(app)
+reparse_commands.register(app)
+replay_commands.register(app)
+
+
+@app.command(name="self-check")
+def self_check(*, data_dir: Path | None = None, as_json: Json = False) -> int:
+    """Make all views again from the log, beside those that are shown, and compare. Exit code 1 if they differ.
+
+    Parameters
+    ----------
+    data_dir
+        The folder of a running `lookup up` (.data); LOOKUP_DATABASE_URL and LOOKUP_REDIS_URL otherwise.
+    as_json
+        Print what was found as JSON and nothing else.
+
+    """
+    from app.running import settings_of_running
+    from app.self_check import check_now
+    from app.wiring import Wiring
+
+    wiring = Wiring(settings_of_running(_settings(data_dir=data_dir)))
+    if wiring.settings.database_url is None or wiring.settings.redis_url is None:
+        print(NOTHING_RUNS, file=sys.stderr)
+        return 3
+
+    async def check() -> int:
+        try:
+            return await check_now(await wiring.self_checker(), as_json=as_json)
+        finally:
+            await wiring.aclose()
+
+    return asyncio.run(check())
+
+
+@app.command
 def health(*part: str) -> int:
     """Exit 0 if a part of this host lives and does its work, or waits for its turn to lead; else 1.
 
@@ -174,7 +291,7 @@ def health(*part: str) -> int:
     from redis.asyncio import Redis
     from redis.exceptions import RedisError
 
-    from app.heartbeat import heartbeats
+    from app.heartbeat import HEALTHY, heartbeats
 
     url = _settings().redis_url
     if url is None:

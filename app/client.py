@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.text import Text
 
 from app.rendering import JobView, job_report, progress, safe
+from domain.options import InvalidOption, parse_timeout_s
 
 CONNECT_TIMEOUT_S = 5.0
 EXCHANGE_TIMEOUT_S = 15.0
@@ -66,18 +67,29 @@ class Seen:
 
 
 async def run(
-    target: str, services: Sequence[str], *, base_url: str, as_json: bool, timeout_s: float, out: Console, err: Console
+    target: str,
+    services: Sequence[str],
+    *,
+    base_url: str,
+    as_json: bool,
+    timeout_s: float,
+    out: Console,
+    err: Console,
+    attempt_s: float | None = None,
 ) -> int:
     """Looks `target` up and prints the answer to `out`, everything else to `err`; gives the exit status (`Exit`).
 
     No `services` means all of them. `as_json` prints the service's JSON document and nothing beside it. `timeout_s` bounds
-    the wait for the job, from its acceptance on. What is known by then is printed, also when it is not all. A cancellation
-    (Ctrl-C under `asyncio.run`) ends it with `INTERRUPTED`.
+    the wait for the job, from its acceptance on; `attempt_s`, when given, each attempt of a service (`timeoutSeconds`).
+    What is known by then is printed, also when it is not all. A cancellation (Ctrl-C under `asyncio.run`) ends it with
+    `INTERRUPTED`.
     """
     seen = Seen()
     try:
         async with open_client(base_url) as http:
-            await _look_up(LookupApi(http, base_url), target, services, seen, timeout_s, None if as_json else out)
+            api = LookupApi(http, base_url)
+            seen.job_id = await api.submit(target, services, attempt_s)
+            await _follow(api, seen.job_id, seen, timeout_s, None if as_json else out)
     except Stopped as stopped:
         _print_answer(out, seen, as_json=as_json)
         _say(err, stopped.message, _how_to_look_again(base_url, seen))
@@ -105,15 +117,12 @@ def open_client(base_url: str) -> httpx.AsyncClient:
     )
 
 
-async def _look_up(
-    api: "LookupApi", target: str, services: Sequence[str], seen: Seen, timeout_s: float, shown_on: Console | None
-) -> None:
-    seen.job_id = await api.submit(target, services)
+async def _follow(api: "LookupApi", job_id: UUID, seen: Seen, timeout_s: float, shown_on: Console | None) -> None:
     showing = nullcontext(lambda _: None) if shown_on is None else progress(shown_on)
     try:
         async with asyncio.timeout(timeout_s):
             with showing as show:
-                await api.follow(seen.job_id, lambda job, document: _take(seen, job, document, show))
+                await api.follow(job_id, lambda job, document: _take(seen, job, document, show))
     except TimeoutError:
         raise Stopped(Exit.UNFINISHED, f"The job has not ended within {timeout_s:g} s. It goes on without us.") from None
 
@@ -180,9 +189,11 @@ class LookupApi:
     shown_url: str
     lost_polls_max: int = LOST_POLLS_MAX
 
-    async def submit(self, target: str, services: Sequence[str]) -> UUID:
+    async def submit(self, target: str, services: Sequence[str], attempt_s: float | None = None) -> UUID:
         """The id of the accepted job. Never sent twice: a request whose answer is lost may have been accepted."""
-        body = {"target": _utf8(target), "services": [_utf8(service) for service in services] or None}
+        body: dict[str, Any] = {"target": _utf8(target), "services": [_utf8(service) for service in services] or None}
+        if attempt_s is not None:
+            body["timeoutSeconds"] = self._bound(attempt_s)
         try:
             answer = await self._exchange(self.http.build_request("POST", "/api/lookup", json=body))
         except _Lost as lost:
@@ -213,6 +224,32 @@ class LookupApi:
                 etag, wait_s = answer.headers.get("ETag", ""), POLL_MIN_S
             await asyncio.sleep(max(wait_s, answer.retry_after_s if answer else 0.0))
             wait_s = min(wait_s * POLL_GROWTH, POLL_MAX_S)
+
+    async def read(self, path: str, /, **query: object) -> bytes:
+        """The JSON object that the service has at a path. `query` leaves out what is None."""
+        known = {name: str(value) for name, value in query.items() if value is not None}
+        try:
+            answer = await self._exchange(self.http.build_request("GET", path, params=known))
+        except _Lost:
+            raise self._unreachable() from None
+        if answer.status == httpx.codes.NOT_FOUND and answer.message:
+            raise Stopped(Exit.FAILED, answer.message)
+        if answer.status != httpx.codes.OK:
+            raise self._refusal(answer)
+        if not _object_of(answer.body):
+            raise self._strange(answer.status)
+        return answer.body
+
+    def strange(self) -> Stopped:
+        """For a body that no lookup service would send."""
+        return self._strange(httpx.codes.OK)
+
+    def _bound(self, attempt_s: float) -> float | None:
+        """JSON has no word for some numbers of the command line, and the service would refuse them anyway."""
+        try:
+            return parse_timeout_s(attempt_s)
+        except InvalidOption as invalid:
+            raise Stopped(Exit.BAD_INPUT, invalid.message) from None
 
     async def _poll(self, job_id: UUID, etag: str) -> _Answer | None:
         """An answer that leads on (news, no news, busy); None when it was lost."""

@@ -2,7 +2,8 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from datetime import datetime
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any
 
 import aio_pika
@@ -12,11 +13,11 @@ from aiohttp import web
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from app.lag import Note, last_note, ms
 from events.store import EventStore, StoreUnavailable
-from projections.views import Keys
+from projections.views import JOB_STATUS, Keys
 
 CHECK_S = 3.0
-LAG_MAX_MS = 10_000
 
 Check = Callable[[], Awaitable[str | None]]
 """None when all is well, else one sentence about what is not."""
@@ -92,34 +93,61 @@ def rabbitmq_check(broker_url: str) -> Check:
     return check
 
 
-def projection_check(redis: Redis, now: Callable[[], datetime], keys: Keys) -> Check:
-    """Needs no projector to be alive: it reads when the views were last known to be current."""
+def projection_check(redis: Redis, now: Callable[[], datetime], keys: Keys, stalled_after: timedelta) -> Check:
+    """Needs no projector to be alive."""
 
     async def check() -> str | None:
         try:
-            lag_ms = await projection_lag_ms(redis, now, keys)
+            return (await look_at_views(redis, now(), keys)).alarm(stalled_after)
         except (RedisError, OSError):
             return "Redis cannot be reached"
-        if lag_ms is None:
-            return "the views have not been built yet"
-        if lag_ms > LAG_MAX_MS:
-            return f"the views are {lag_ms // 1000} s behind, or no projector runs"
-        return None
 
     return check
 
 
-async def projection_lag_ms(redis: Redis, now: Callable[[], datetime], keys: Keys) -> int | None:
-    """How long ago the views were last known to be current, in ms; None without complete views."""
-    meta = await view_meta(redis, keys)
-    if meta.get("complete") != "1":
+@dataclass(frozen=True, slots=True)
+class ViewsSeen:
+    """The live views as Redis has them, and what the watch left there, both of which need nobody to be alive.
+
+    `lag_ms` is how long ago the views were last known to be current, None without complete views; `note` None without a watch
+    that lives.
+    """
+
+    generation: str | None
+    position: int
+    lag_ms: int | None
+    note: Note | None
+    moved_ms_ago: int | None
+
+    def alarm(self, stalled_after: timedelta) -> str | None:
+        """What is wrong with the views, in one sentence. Where no watch is alive, their own age tells; though not all."""
+        if self.note is not None and self.note.alarm:
+            return f"stalled: {self.note.alarm}"
+        if self.lag_ms is None:
+            return "the views have not been built yet"
+        if self.lag_ms > stalled_after / timedelta(milliseconds=1):
+            return f"the views are {self.lag_ms // 1000} s behind, or no projector runs"
         return None
-    return max(0, int(now().timestamp() * 1000) - int(meta["caught_up_ms"]))
 
 
-async def view_meta(redis: Redis, keys: Keys) -> dict[str, str]:
-    """What is known of the live generation (`Keys.meta`), with its name as `generation`; empty without one."""
-    answer: Any = await redis.get(keys.live)
+NOTHING_SEEN = ViewsSeen(None, 0, None, None, None)
+
+
+async def look_at_views(redis: Redis, now: datetime, keys: Keys) -> ViewsSeen:
+    """Raises `RedisError` or `OSError`."""
+    meta = await view_meta(redis, keys)
+    note = await last_note(redis)
+    position = int(meta.get("checkpoint", 0))
+    lag_ms = max(0, ms(now) - int(meta["caught_up_ms"])) if meta.get("complete") == "1" else None
+    is_fresh = note is not None and note.is_fresh(now)
+    knows_of_move = note is not None and note.moved_ms is not None and (is_fresh or note.position == position)
+    moved_ms_ago = max(0, ms(now) - note.moved_ms) if note is not None and knows_of_move and note.moved_ms else None
+    return ViewsSeen(meta.get("generation"), position, lag_ms, note if is_fresh else None, moved_ms_ago)
+
+
+async def view_meta(redis: Redis, keys: Keys, view: str = JOB_STATUS) -> dict[str, str]:
+    """What is known of the generation that a view is shown of (`Keys.meta`), and its name as `generation`; empty without."""
+    answer: Any = await redis.hget(keys.live, view)
     if answer is None:
         return {}
     generation = answer.decode()

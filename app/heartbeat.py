@@ -15,6 +15,7 @@ from redis.exceptions import RedisError
 PREFIX = "parts:"
 INTERVAL_S = 3.0
 TTL_S = 12
+HEALTHY = {"running", "waiting"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,5 +49,13 @@ async def heartbeats(redis: Redis) -> list[Heartbeat]:
     """Of all parts that live. Raises `RedisError`."""
     keys = [key async for key in redis.scan_iter(f"{PREFIX}*", count=1_000)]
     notes = await redis.mget(keys) if keys else []
-    found = [Heartbeat(**json.loads(note)) for note in notes if note is not None]
+    found = [beat for note in notes if note is not None and (beat := _read(note)) is not None]
     return sorted(found, key=lambda beat: (beat.part, beat.host, beat.pid))
+
+
+def _read(note: bytes | str) -> Heartbeat | None:
+    """None for what no part of this version wrote."""
+    try:
+        return Heartbeat(**json.loads(note))
+    except (ValueError, TypeError):
+        return None

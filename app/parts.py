@@ -11,14 +11,16 @@ from functools import partial
 from aiohttp import web
 
 from app.health import Check, health_routes
-from app.heartbeat import beat
-from app.http.middlewares import BODY_BYTES_MAX, with_bounded_body, with_problems, with_request_id
+from app.heartbeat import HEALTHY, beat
+from app.http.serving import serving
+from app.metrics import Family, Reading, metrics_routes
+from app.readings import watch_look
 from app.wiring import Wiring, utc_now
 from events.ending import end
 from events.facts import Service
 from read_side.queries import JobQueries
 
-WRITE, READ, RELAY, SAGA, WORKER, PROJECTOR = "write", "read", "relay", "saga", "worker", "projector"
+WRITE, READ, RELAY, SAGA, WORKER, PROJECTOR, KEEPER = "write", "read", "relay", "saga", "worker", "projector", "keeper"
 PAUSE_FIRST_S = 0.25
 PAUSE_MAX_S = 5.0
 STEADY_AFTER_S = 30.0
@@ -36,7 +38,7 @@ class PartNames:
 
     @classmethod
     def all(cls) -> "PartNames":
-        return cls(frozenset({WRITE, READ, RELAY, SAGA, PROJECTOR}), tuple(Service))
+        return cls(frozenset({WRITE, READ, RELAY, SAGA, PROJECTOR, KEEPER}), tuple(Service))
 
 
 class UnknownPart(ValueError):  # noqa: N818 - what the input is, in our words
@@ -56,8 +58,8 @@ def parse_parts(words: Sequence[str]) -> PartNames:
         if after_worker and not workers:
             workers.extend(Service)
         after_worker = word == WORKER
-        if not after_worker and word not in {WRITE, READ, RELAY, SAGA, PROJECTOR}:
-            known = f"{WRITE}, {READ}, {RELAY}, {SAGA}, {PROJECTOR}, {WORKER}"
+        if not after_worker and word not in PartNames.all().names:
+            known = f"{WRITE}, {READ}, {RELAY}, {SAGA}, {PROJECTOR}, {KEEPER}, {WORKER}"
             raise UnknownPart(f"{word!r} is no part. Parts are {known}; services are {', '.join(Service)}.")
         if not after_worker:
             names.add(word)
@@ -74,6 +76,7 @@ class Part:
     run: Callable[[], Awaitable[None]]
     state: str = "starting"
     detail: str = ""
+    starts: int = 0
 
     def tell(self) -> tuple[str, str]:
         return self.state, self.detail
@@ -85,6 +88,7 @@ class Part:
         while True:
             started_at = clock()
             self.state, self.detail = "running", ""
+            self.starts += 1
             try:
                 await self.run()
             except Exception as error:
@@ -122,6 +126,7 @@ class Process:
             stack.push_async_callback(end, tasks, STOP_S)
             if self.parts.names & {WRITE, READ}:
                 self.on_ready(await self._serve(stack))
+            await self._serve_metrics(stack)
             tasks += [asyncio.create_task(beat(self.wiring.redis, part.name, part.tell, utc_now)) for part in self._running]
             await stop.wait()
 
@@ -129,34 +134,69 @@ class Process:
         wiring = self.wiring
         made: dict[str, Sequence[Part]] = {
             RELAY: [Part(RELAY, wiring.relay)],
-            SAGA: [Part("saga.gather", wiring.gather), Part("saga.deadlines", wiring.deadlines)],
+            SAGA: [
+                Part("saga.gather", wiring.gather),
+                Part("saga.deadlines", wiring.deadlines),
+                Part("saga.dead-letters", wiring.drain),
+            ],
             PROJECTOR: [Part(PROJECTOR, wiring.projector)],
+            KEEPER: [
+                Part("keeper.watch", wiring.watch_views),
+                Part("keeper.retention", wiring.retention),
+                Part("keeper.heads", wiring.sign_heads),
+                Part("keeper.self-check", wiring.self_check),
+            ],
         }
         parts = [part for name, several in made.items() if name in self.parts.names for part in several]
         return parts + [Part(f"{WORKER}.{service}", partial(wiring.worker, service)) for service in self.parts.workers]
 
     async def _serve(self, stack: AsyncExitStack) -> str:
         """One application from the route tables of the HTTP parts that run here; gives its address."""
-        app = web.Application(middlewares=[with_request_id, with_problems, with_bounded_body], client_max_size=BODY_BYTES_MAX)
+        routes: list[web.RouteDef] = []
+        let_go: Callable[[], None] | None = None
         checks: dict[str, Check] = {}
         if WRITE in self.parts.names:
-            app.add_routes(self.wiring.write_routes())
+            routes += self.wiring.write_routes()
             checks |= self.wiring.write_checks()
             self._running.append(Part(WRITE, _nothing_more, state="running"))
         if READ in self.parts.names:
             queries = JobQueries(self.wiring.redis, utc_now, self.wiring.keys)
             await queries.start()
             stack.push_async_callback(queries.stop)
-            app.add_routes(self.wiring.read_routes(queries))
+            let_go = queries.let_go
+            routes += await self.wiring.read_routes(queries)
             checks |= self.wiring.read_checks()
             self._running.append(Part(READ, _nothing_more, state="running"))
-        app.add_routes(health_routes(checks))
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=5.0)
-        await runner.setup()
-        stack.push_async_callback(runner.cleanup)
-        await web.TCPSite(runner, self.host, self.port).start()
-        host, port = runner.addresses[0][:2]
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        if self.wiring.settings.metrics_port is None:
+            routes += self._metrics_routes()
+        server = serving([*routes, *health_routes(checks)], self.host, self.port, let_go)
+        return await stack.enter_async_context(server)
+
+    async def _serve_metrics(self, stack: AsyncExitStack) -> None:
+        """On a port of their own, if one is set: parts without HTTP have no other, and what is public does not show them."""
+        port = self.wiring.settings.metrics_port
+        if port is not None:
+            url = await stack.enter_async_context(serving(self._metrics_routes(), self.host, port))
+            log.info("Metrics are at %s/metrics", url)
+
+    def _metrics_routes(self) -> list[web.RouteDef]:
+        readings: dict[str, Reading] = {}
+        if WRITE in self.parts.names:
+            readings |= self.wiring.write_readings()
+        if self.parts.names & {WRITE, READ, PROJECTOR, KEEPER}:
+            readings |= self.wiring.projection_readings()
+        looks = [self.wiring.counters.look, self._look_at_parts]
+        if KEEPER in self.parts.names:
+            looks.append(watch_look(self.wiring.watched))
+        return metrics_routes(looks, readings)
+
+    def _look_at_parts(self) -> list[Family]:
+        well = {part.name: float(part.state in HEALTHY) for part in self._running}
+        starts = {part.name: part.starts for part in self._running if part.starts}
+        return [
+            Family("lookup_part_up", "gauge", "Whether a part of this process runs, or waits for its turn.", "part", well),
+            Family("lookup_part_starts_total", "counter", "How often a part was started.", "part", starts),
+        ]
 
 
 async def _nothing_more() -> None:

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import ipaddress
 import os
+import pwd
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Sequence
@@ -13,6 +14,7 @@ import uvloop
 from psycopg.conninfo import make_conninfo
 
 from app.embedded.servers import Embedded, find_running
+from app.http.serving import CannotListen
 from app.migrate import APP_ROLE, READER_ROLE, RETENTION_ROLE, migrate
 from app.parts import PartNames, Process, parse_parts
 from app.settings import Settings
@@ -41,8 +43,10 @@ def run_everything(settings: Settings, *, demo: bool) -> int:
     try:
         servers = embedded.start()
         settings = with_embedded(settings, servers.database_owner_url, servers.redis_url)
+        settings = settings.model_copy(update={"heads_key_make": True})
         if settings.database_owner_url:
             migrate_database(settings)
+        _hold_against_erasures(settings, mend=True)
         return run_loop(_serve(_open_to_itself(settings), PartNames.all(), demo=demo, embedded=embedded))
     finally:
         embedded.stop()
@@ -57,19 +61,33 @@ def run_parts(settings: Settings, words: Sequence[str]) -> int:
     missing = [variable for variable, value in needed.items() if value is None]
     if missing:
         raise SettingMissing(f"{' and '.join(missing)} must be set to run parts alone (`lookup up` needs neither).")
+    if settings.database_url is not None:
+        _hold_against_erasures(settings, mend=False)
     return run_loop(_serve(settings, parts))
+
+
+def _hold_against_erasures(settings: Settings, *, mend: bool) -> None:
+    """A log that was restored from an older backup must not serve what was erased meanwhile."""
+    from app.erasure import hold_against_list  # noqa: PLC0415 - it imports this module
+
+    if settings.erasures.exists():
+        hold_against_list(settings, mend=mend)
 
 
 def migrate_database(settings: Settings) -> None:
     """Raises `MigrationFailed` or `SettingMissing`."""
     if settings.database_owner_url is None:
         raise SettingMissing("LOOKUP_DATABASE_OWNER_URL is not set.")
-    passwords = {
+    migrate(settings.database_owner_url, new_id(), passwords_of(settings))
+
+
+def passwords_of(settings: Settings) -> dict[str, str | None]:
+    """Those of the roles that `lookup migrate` makes."""
+    return {
         APP_ROLE: settings.app_password,
         READER_ROLE: settings.reader_password,
         RETENTION_ROLE: settings.retention_password,
     }
-    migrate(settings.database_owner_url, new_id(), passwords)
 
 
 def with_embedded(settings: Settings, database_owner_url: str, redis_url: str) -> Settings:
@@ -79,6 +97,7 @@ def with_embedded(settings: Settings, database_owner_url: str, redis_url: str) -
         found["database_owner_url"] = database_owner_url
         found["database_url"] = make_conninfo(database_owner_url, user=APP_ROLE)
         found["database_read_url"] = make_conninfo(database_owner_url, user=READER_ROLE)
+        found["database_retention_url"] = make_conninfo(database_owner_url, user=RETENTION_ROLE)
     if redis_url:
         found["redis_url"] = redis_url
     return settings.model_copy(update=found)
@@ -88,6 +107,14 @@ def settings_of_running(settings: Settings) -> Settings:
     """The settings, completed by the instance that runs on the data folder, if one does."""
     servers = find_running(settings.data_dir)
     return with_embedded(settings, servers.database_owner_url, servers.redis_url) if servers else settings
+
+
+def user_name() -> str:
+    """The name that this process runs under; its number where it has none."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
 
 
 def _open_to_itself(settings: Settings) -> Settings:
@@ -120,9 +147,8 @@ async def _serve(settings: Settings, parts: PartNames, *, demo: bool = False, em
     watcher = asyncio.create_task(_watch(embedded, stop)) if embedded else None
     try:
         await Process(wiring, parts, settings.host, settings.port, on_ready).run(stop)
-    except OSError as error:
-        reason = os.strerror(error.errno or 0)
-        raise CannotRun(f"{settings.host}:{settings.port} cannot be listened on ({reason}).") from error
+    except CannotListen as error:
+        raise CannotRun(str(error)) from error
     finally:
         if peers is not None:
             await peers.stop()

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from app.lag import Patience
 from domain.commands import Rules
 from events.facts import Priority, Service
 
@@ -24,6 +25,9 @@ class Settings(BaseSettings):
     database_url: str | None = Field(default=None, description="PostgreSQL, as the role lookup_app.")
     database_owner_url: str | None = Field(default=None, description="PostgreSQL, as the owner; for `lookup migrate` only.")
     database_read_url: str | None = Field(default=None, description="PostgreSQL, as the role lookup_reader; for history.")
+    database_retention_url: str | None = Field(
+        default=None, description="PostgreSQL, as the role lookup_retention; seals old jobs and erases. Not given = neither."
+    )
     redis_url: str | None = Field(default=None, description="Redis or Valkey: views, and the bus where no broker is given.")
     broker_url: str | None = Field(default=None, description="RabbitMQ (amqp://…); not given = Redis streams.")
     data_dir: Path = Field(default=Path(".data"), description="Where `lookup up` keeps the embedded servers' data.")
@@ -36,6 +40,9 @@ class Settings(BaseSettings):
     # HTTP.
     host: str = "127.0.0.1"
     port: int = 8080
+    metrics_port: int | None = Field(
+        default=None, description="Where every part serves /metrics; not given = those with HTTP, on their own port."
+    )
     data_as_string: bool = Field(default=False, description="`data` of a result as JSON text, as the older service gave it.")
     log_format: Literal["text", "json"] = "text"
     log_level: str = "INFO"
@@ -55,6 +62,10 @@ class Settings(BaseSettings):
     rdap_refresh: bool = True
     rdap_allow_http: bool = False
 
+    raw_bytes_max: int = Field(
+        default=262_144, ge=0, le=1_048_576, description="Raw answers of at most so many bytes are kept; 0 = none are."
+    )
+
     # The two clocks.
     timeout_s: dict[Service, float] = Field(default=DEFAULT_TIMEOUT_S, description="Of one attempt, by service.")
     attempts_max: dict[Service, int] = Field(default={}, description="By service; 2 where nothing is said.")
@@ -62,7 +73,40 @@ class Settings(BaseSettings):
     bulk_lifetime_s: float = 3600.0
     redispatch_after_s: float = 30.0
     view_retention_h: float = 24.0
+    stalled_after_s: float = Field(
+        default=10.0, gt=0, description="A fact that the views do not show after so long raises the alarm `stalled`."
+    )
+    canary_idle_s: float = Field(
+        default=10.0,
+        gt=0,
+        description="When nothing was appended for so long, a canary is: it shows that the views still move.",
+    )
+    log_retention_days: float | None = Field(
+        default=None, gt=0, description="So long after their end jobs are sealed into segment files; not given = never."
+    )
+    retention_interval_s: float = Field(default=86_400.0, gt=0, description="How often `lookup keeper` looks for such jobs.")
+    segments_dir: Path | None = Field(default=None, description="Where segment files are; not given = below the data folder.")
+    heads_key_file: Path | None = Field(
+        default=None,
+        description="The private key that heads of the log are signed with; not given = heads.key in the data_dir.",
+    )
+    heads_key_make: bool = Field(default=False, description="Make that key if it is not there. `lookup up` always does.")
+    heads_files: tuple[Path, ...] = Field(
+        default=(), description="Where heads are written outside of the database; none = heads.jsonl in the data_dir."
+    )
+    heads_facts: int = Field(default=10_000, ge=1, le=100_000, description="A head is signed after so many facts,")
+    heads_every_s: float = Field(default=60.0, gt=0, description="or when the last one is so old and there are new facts.")
+    self_check_hour: int = Field(default=3, ge=0, le=23, description="The views are held against the log at this hour (UTC),")
+    self_check_every_h: float = Field(default=24.0, ge=0, description="and so often from then on; 0 = never.")
+    self_check_rate: float = Field(default=5_000.0, ge=1, description="So many facts a second are folded for it at most.")
+    erasure_list: Path | None = Field(
+        default=None,
+        description="The file that lists what was erased; not given = below the data folder. Keep it apart from backups.",
+    )
     worker_concurrency: int = 64
+    claim_idle_s: float = Field(
+        default=5.0, gt=1.0, description="On Redis streams: so long unheard of, a reader is taken for dead."
+    )
 
     @property
     def rules(self) -> Rules:
@@ -75,6 +119,30 @@ class Settings(BaseSettings):
             },
             redispatch_after=timedelta(seconds=self.redispatch_after_s),
         )
+
+    @property
+    def patience(self) -> Patience:
+        return Patience(timedelta(seconds=self.stalled_after_s), timedelta(seconds=self.canary_idle_s))
+
+    @property
+    def segments(self) -> Path:
+        return self.segments_dir or self.data_dir / "segments"
+
+    @property
+    def erasures(self) -> Path:
+        return self.erasure_list or self.data_dir / "erasures.jsonl"
+
+    @property
+    def log_retention(self) -> timedelta | None:
+        return None if self.log_retention_days is None else timedelta(days=self.log_retention_days)
+
+    @property
+    def heads_key(self) -> Path:
+        return self.heads_key_file or self.data_dir / "heads.key"
+
+    @property
+    def heads_outside(self) -> tuple[Path, ...]:
+        return self.heads_files or (self.data_dir / "heads.jsonl",)
 
     @property
     def retention(self) -> timedelta:

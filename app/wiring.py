@@ -4,55 +4,87 @@ A part is a coroutine that runs until cancelled. `app/parts.py` keeps it running
 """
 
 import asyncio
+import logging
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cached_property, partial
 from uuid import UUID
 
 import orjson
+import psycopg
 from aiohttp import web
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from uuid_utils.compat import uuid7
 
-from app import health
+from app import health, readings
+from app.audit.keys import have_key, load_public, load_signer, public_path, verifiers
 from app.http.middlewares import request_id_of
 from app.http.problem import problem
+from app.metrics import Counters, Reading
+from app.self_check import Nightly, SelfChecker, self_check_reading
 from app.settings import Settings
+from app.watch import Watch, Watched
 from domain.address_policy import AddressPolicy
 from domain.services import SERVICES
+from domain.target import InvalidTarget, parse_target
 from events.bus import Bus
 from events.facts import Service
-from events.postgres import PostgresStore
+from events.postgres import PostgresHistory, PostgresStore
 from events.rabbit_bus import RabbitBus
 from events.record import SALT_BYTES
 from events.redis_bus import RedisBus
-from events.store import Scribe
-from projections.projector import Projector
-from projections.views import DUE, Keys
+from events.segments import ArchivedLog
+from events.store import Scribe, StoreUnavailable
+from projections import job_status
+from projections.comparison import Comparer
+from projections.generations import RedisGenerations
+from projections.job_views import Terms
+from projections.projector import Projector, ProjectorCounters
+from projections.table import PROJECTIONS
+from projections.view_store import RedisViews
+from projections.views import Keys
 from read_side.api import ReadApi
+from read_side.history import JobHistory
+from read_side.history_api import HistoryApi
+from read_side.listing import Listing, ListingApi
 from read_side.page import page_routes
 from read_side.queries import JobQueries
+from read_side.targets import TargetQueries
+from read_side.targets_api import NoTarget, TargetApi
+from results.archived import ArchivedDocuments
 from results.postgres import PostgresDocuments
 from workers import geoip, ping, rdap, reverse_dns
-from workers.lookup import LookUp, Result
+from workers.lookup import Answer, LookUp, Result
 from workers.network import Network, NetworkSettings, PingSettings, open_network
-from workers.runner import Outbox, Worker
+from workers.runner import Outbox, Worker, WorkerCounters
+from workers.standing import LogStanding
+from workers.trials import RedisTrials
 from write_side import checkpoints
 from write_side.api import WriteApi
-from write_side.deadlines import Deadlines
-from write_side.gather import Gatherer
-from write_side.relay import Relay
-from write_side.sagas import Sagas
+from write_side.checkpoints import open_ledger
+from write_side.dead_letters import open_letters
+from write_side.deadlines import DeadlineCounters, Deadlines
+from write_side.drain import Drain, DrainCounters
+from write_side.gather import GatherCounters, Gatherer
+from write_side.head_keeper import HeadCounters, HeadKeeper
+from write_side.heads import HeadFile, open_heads
+from write_side.relay import Relay, RelayCounters
+from write_side.retention import Retention, RetentionTable, SomebodyElseSeals, open_retention_table
+from write_side.sagas import SagaCounters, Sagas
 from write_side.submit import Submitter
 
-DUE_LIST_GOOD_FOR_MS = 10_000
+STEPS_MAX = 20
+"""Segments that are sealed in a row, before others that wait for the lock have their turn."""
 
-WORKERS: dict[Service, Callable[..., Awaitable[Result]]] = {
+log = logging.getLogger(__name__)
+
+WORKERS: dict[Service, Callable[..., Awaitable[Answer[Result]]]] = {
     Service.GEOIP: geoip.look_up,
     Service.PING: ping.look_up,
     Service.RDAP: rdap.look_up,
@@ -79,8 +111,10 @@ class Wiring:
     network_settings: NetworkSettings | None = None
     lookups: dict[Service, LookUp] | None = None
     keys: Keys = field(default_factory=Keys)
+    counters: Counters = field(default_factory=Counters)
     _network: Network | None = None
     _documents: PostgresDocuments | None = None
+    _past_documents: PostgresDocuments | None = None
     _outbox: Outbox | None = None
     _outbox_bus: Bus | None = None
     _opening: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -94,14 +128,39 @@ class Wiring:
         return PostgresStore(self.settings.database_url, Scribe(utc_now, new_id, partial(os.urandom, SALT_BYTES)))
 
     @cached_property
+    def history(self) -> ArchivedLog:
+        """The whole log, sealed jobs included, for who only looks at it: under a role that can only select, if one is given."""
+        return ArchivedLog(self._open_log, self.settings.segments)
+
+    @cached_property
+    def whole_log(self) -> ArchivedLog:
+        """The same over the connection of those who write: it has what this process appended before the database is asked."""
+        return ArchivedLog(self.store, self.settings.segments)
+
+    @cached_property
+    def _open_log(self) -> PostgresHistory:
+        assert self._read_url is not None
+        return PostgresHistory(self._read_url)
+
+    @property
+    def _read_url(self) -> str | None:
+        return self.settings.database_read_url or self.settings.database_url
+
+    @cached_property
     def sagas(self) -> Sagas:
         """One as well: a job that is taken on here need not be read again when its outcomes are gathered."""
-        return Sagas(self.store)
+        return Sagas(self.store, counters=self.counters.of(SagaCounters))
 
     @cached_property
     def redis(self) -> Redis:
         assert self.settings.redis_url is not None
-        return Redis.from_url(self.settings.redis_url, socket_connect_timeout=2.0, socket_timeout=5.0)
+        # A second try mends a connection that broke long ago; the library's own ten, ever later, would keep everybody waiting.
+        once_more = Retry(NoBackoff(), 1)
+        return Redis.from_url(self.settings.redis_url, socket_connect_timeout=2.0, socket_timeout=5.0, retry=once_more)
+
+    @cached_property
+    def views(self) -> RedisViews:
+        return RedisViews(self.redis, self.keys)
 
     async def aclose(self) -> None:
         """Close what the parts shared."""
@@ -109,8 +168,10 @@ class Wiring:
             await self._network.aclose()
         if self._outbox_bus is not None:
             await self._outbox_bus.stop()
-        if self._documents is not None:
-            await self._documents.close()
+        for documents in filter(None, (self._documents, self._past_documents)):
+            await documents.close()
+        if "_open_log" in self.__dict__:
+            await self._open_log.close()
         if "store" in self.__dict__:
             await self.store.close()
         if "redis" in self.__dict__:
@@ -120,7 +181,7 @@ class Wiring:
         if self.settings.broker_url is not None:
             return RabbitBus(self.settings.broker_url)
         assert self.settings.redis_url is not None
-        return RedisBus(self.settings.redis_url, claim_idle_s=2 * max(self.settings.rules.timeout_s.values()))
+        return RedisBus(self.settings.redis_url, claim_idle_s=self.settings.claim_idle_s)
 
     async def documents(self) -> PostgresDocuments:
         """One for all workers: the results that they bring at the same time go down in one transaction."""
@@ -130,6 +191,19 @@ class Wiring:
                 self._documents = PostgresDocuments(self.settings.database_url)
                 await self._documents.open()
         return self._documents
+
+    async def all_documents(self) -> ArchivedDocuments:
+        """Those of sealed jobs included."""
+        return ArchivedDocuments(await self.documents(), self.whole_log)
+
+    async def past_documents(self) -> ArchivedDocuments:
+        """The same for who only looks at them, as `history`. Nothing is asked of the database before the first document is."""
+        assert self._read_url is not None
+        async with self._opening:
+            if self._past_documents is None:
+                self._past_documents = PostgresDocuments(self._read_url)
+                await self._past_documents.open()
+        return ArchivedDocuments(self._past_documents, self.history)
 
     async def outbox(self) -> Outbox:
         """One for all workers, on a bus of its own. Raises `BusUnavailable`."""
@@ -151,8 +225,27 @@ class Wiring:
         submitter = Submitter(self.sagas, self.policy(), self.settings.rules, utc_now, new_id, self.settings.tenant)
         return WriteApi(submitter, problem, new_id, request_id_of).routes()
 
-    def read_routes(self, queries: JobQueries) -> list[web.RouteDef]:
-        return [*ReadApi(queries, problem, _services_body(), self.settings.data_as_string).routes(), *page_routes()]
+    async def read_routes(self, queries: JobQueries) -> list[web.RouteDef]:
+        past = await self.job_history()
+        api = ReadApi(queries, problem, _services_body(), self.settings.data_as_string, HistoryApi(past, problem))
+        targets = TargetApi(TargetQueries(self.redis, past, self.keys), _canonical_target, problem)
+        listing = ListingApi(Listing(self.redis, self.keys), problem, _canonical_target, utc_now)
+        return [*api.routes(), *targets.routes(), *listing.routes(), *page_routes()]
+
+    async def job_history(self) -> JobHistory | None:
+        """What answers questions about the past; None where no database was given: polling needs none."""
+        if self._read_url is None:
+            return None
+        documents, view = await self.past_documents(), job_status.VIEW
+        return JobHistory(self.history, documents, job_status.fold, view.version, self._letters_about, utc_now)
+
+    async def _letters_about(self, job_id: UUID) -> Sequence[UUID]:
+        assert self._read_url is not None
+        try:
+            async with open_letters(self._read_url) as letters:
+                return await letters.streams_about(job_id)
+        except psycopg.Error as error:
+            raise StoreUnavailable("The database cannot be reached.") from error
 
     def write_checks(self) -> dict[str, health.Check]:
         broker_url = self.settings.broker_url
@@ -162,7 +255,23 @@ class Wiring:
     def read_checks(self) -> dict[str, health.Check]:
         return {
             "redis": health.redis_check(self.redis),
-            "projection": health.projection_check(self.redis, utc_now, self.keys),
+            "projection": health.projection_check(self.redis, utc_now, self.keys, self.settings.patience.stalled_after),
+        }
+
+    def write_readings(self) -> dict[str, Reading]:
+        assert self.settings.database_url is not None
+        return {
+            "log": readings.log_reading(self.store),
+            "relay": readings.relay_reading(self.settings.database_url),
+            "dead_letters": readings.dead_letters_reading(self.settings.database_url),
+        }
+
+    def projection_readings(self) -> dict[str, Reading]:
+        store = self.store if self.settings.database_url is not None else None
+        after = self.settings.patience.stalled_after
+        return {
+            "projection": readings.projection_reading(self.redis, utc_now, self.keys, after, store),
+            "self_check": self_check_reading(self.redis, utc_now),
         }
 
     # --- parts --------------------------------------------------------------------------------------------------------
@@ -170,37 +279,113 @@ class Wiring:
     async def relay(self) -> None:
         assert self.settings.database_url is not None
         async with _started(self.bus()) as bus:
-            await Relay(self.settings.database_url, self.store, bus, utc_now).run()
+            ledger = partial(open_ledger, self.settings.database_url)
+            await Relay(ledger, self.store, bus, utc_now, counters=self.counters.of(RelayCounters)).run()
 
     async def gather(self) -> None:
         bus = self.bus()
-        gatherer = Gatherer(self.sagas, bus, self.settings.rules, utc_now, new_id)
+        counters = self.counters.of(GatherCounters)
+        gatherer = Gatherer(self.sagas, bus, self.settings.rules, utc_now, new_id, counters)
         inbox = gatherer.subscribe()
         async with _started(bus):
             await gatherer.run(inbox)
 
+    async def drain(self) -> None:
+        assert self.settings.database_url is not None
+        bus = self.bus()
+        drain = Drain(self.settings.database_url, bus, utc_now, self.counters.of(DrainCounters))
+        inbox = drain.subscribe()
+        async with _started(bus):
+            await drain.run(inbox)
+
     async def deadlines(self) -> None:
-        await Deadlines(
-            self.sagas,
-            self.store,
-            self._due_jobs,
-            self._relayed_position,
-            self.settings.rules,
-            utc_now,
-            new_id,
-        ).run()
+        await self.watch().run()
+
+    def watch(self) -> Deadlines:
+        """What the deadlines part is made of: `lookup doctor --fix` has it look after jobs of the doctor's choice."""
+        rules = self.settings.rules
+        counters = self.counters.of(DeadlineCounters)
+        return Deadlines(self.sagas, self.store, self.views.due, self._relayed_position, rules, utc_now, new_id, counters)
 
     async def projector(self) -> None:
         await Projector(
-            self.redis,
-            self.store,
-            await self.documents(),
+            self.views,
+            self.whole_log,
+            await self.all_documents(),
             self.bus(),
             self.settings.rules,
             self.settings.retention,
             utc_now,
-            self.keys,
+            self.counters.of(ProjectorCounters),
+            generations=RedisGenerations(self.redis, self.keys),
         ).run()
+
+    @cached_property
+    def watched(self) -> Watched:
+        """One for the whole process: a watch that is started again has not forgotten its alarm."""
+        return Watched(utc_now())
+
+    async def watch_views(self) -> None:
+        view_meta = partial(health.view_meta, self.redis, self.keys)
+        await Watch(self.store, self.redis, view_meta, self.settings.patience, utc_now, new_id, self.watched).run()
+
+    async def self_check(self) -> None:
+        every = timedelta(hours=self.settings.self_check_every_h)
+        if not every:
+            log.info("There is no self-check: LOOKUP_SELF_CHECK_EVERY_H is 0.")
+            await asyncio.Event().wait()
+        await Nightly(await self.self_checker(), self.settings.self_check_hour, every, utc_now).run()
+
+    async def self_checker(self) -> SelfChecker:
+        return SelfChecker(
+            self.redis,
+            RedisGenerations(self.redis, self.keys),
+            Comparer(self.redis, self.keys),
+            self.history,
+            (await self.past_documents()).get,
+            PROJECTIONS,
+            Terms(self.settings.rules, self.settings.retention),
+            utc_now,
+            self.settings.self_check_rate,
+        )
+
+    async def retention(self) -> None:
+        """Seal what is old, now and then. Where it is off, say so once and do nothing."""
+        keep, url = self.settings.log_retention, self.settings.database_retention_url
+        if keep is None or url is None:
+            log.info("Retention is off: LOOKUP_LOG_RETENTION_DAYS or LOOKUP_DATABASE_RETENTION_URL is not set.")
+            await asyncio.Event().wait()
+            return
+        while True:
+            with suppress(SomebodyElseSeals):
+                async with open_retention_table(url) as table:
+                    tally = await self.retention_of(table, keep).run(steps_max=STEPS_MAX)
+                if tally.segments:
+                    log.info("Sealed %d jobs into %d segments.", tally.jobs, len(tally.segments))
+            await asyncio.sleep(self.settings.retention_interval_s)
+
+    def retention_of(self, table: RetentionTable, keep: timedelta) -> Retention:
+        return Retention(self.store, self.whole_log, table, self.settings.segments, keep, utc_now, new_id)
+
+    async def sign_heads(self) -> None:
+        settings = self.settings
+        assert settings.database_url is not None
+        if settings.heads_key_make:
+            have_key(settings.heads_key)
+        signer = load_signer(settings.heads_key)
+        keys = verifiers(load_public(public_path(settings.heads_key)))
+        async with open_heads(settings.database_url) as table:
+            await HeadKeeper(
+                self.history,
+                table,
+                [HeadFile(path) for path in settings.heads_outside],
+                signer,
+                keys,
+                settings.heads_facts,
+                timedelta(seconds=settings.heads_every_s),
+                utc_now,
+                self.counters.of(HeadCounters),
+            ).run()
 
     async def worker(self, service: Service) -> None:
         bus = self.bus()
@@ -213,6 +398,11 @@ class Wiring:
             name=f"{service}@{socket.gethostname()}:{os.getpid()}",
             now=utc_now,
             concurrency=self.settings.worker_concurrency,
+            trials=RedisTrials(self.redis),
+            counters=self.counters.of(WorkerCounters, service),
+            standing=LogStanding(self.store),
+            late_after=self.settings.rules.redispatch_after,
+            raw_bytes_max=self.settings.raw_bytes_max,
         )
         inboxes = worker.subscribe()
         async with _started(bus):
@@ -240,17 +430,12 @@ class Wiring:
             rdap_allow_http=settings.rdap_allow_http,
         )
 
-    async def _due_jobs(self, now: datetime, limit: int) -> Sequence[UUID] | None:
-        now_ms = int(now.timestamp() * 1000)
-        try:
-            due = await self.redis.eval(DUE, 1, self.keys.live, self.keys.prefix, now_ms, DUE_LIST_GOOD_FOR_MS, limit)
-        except (RedisError, OSError):
-            return None
-        return None if due is None else [UUID(job_id.decode()) for job_id in due]
-
     async def _relayed_position(self) -> int:
         assert self.settings.database_url is not None
-        return (await checkpoints.relayed_positions(self.settings.database_url))[checkpoints.COMMANDS]
+        try:
+            return (await checkpoints.relayed_positions(self.settings.database_url))[checkpoints.COMMANDS]
+        except psycopg.Error as error:
+            raise StoreUnavailable("The database cannot be reached.") from error
 
 
 @asynccontextmanager
@@ -260,6 +445,14 @@ async def _started(bus: Bus) -> AsyncIterator[Bus]:
         yield bus
     finally:
         await bus.stop()
+
+
+def _canonical_target(text: str) -> str:
+    """The query side knows no rules of targets, so it is given them."""
+    try:
+        return parse_target(text).canonical
+    except InvalidTarget as invalid:
+        raise NoTarget(invalid.code, invalid.message) from invalid
 
 
 def _services_body() -> bytes:

@@ -19,8 +19,6 @@ from bench.load import Load, Measured, Stopwatch
 CHECKERS = 8
 POLL_S = 0.02
 """Between two looks at the same unfinished job, under load."""
-SINGLE_POLL_S = 0.005
-"""The same for a single job: short against what is measured, and long enough not to be the load itself."""
 HEADERS_END = b"\r\n\r\n"
 
 
@@ -108,8 +106,13 @@ async def measure(load: Load, write_url: str, read_url: str) -> Measured:
 
 
 async def _single_ms(submitter: Connection, checker: Connection, target: str, timeout_s: float) -> float:
+    """From handing a job in to its whole answer. The client waits (`Prefer: wait`): one that polls measures its own polling."""
     started_at = time.perf_counter()
-    await _seen_completed(checker, await _submit(submitter, target), SINGLE_POLL_S, timeout_s)
+    path = await _submit(submitter, target)
+    preference = b"Prefer: wait=%d\r\n" % timeout_s
+    while not is_completed(path, (await checker.ask(b"GET %b HTTP/1.1\r\nHost: bench\r\n%b\r\n" % (path, preference))).body):
+        if time.perf_counter() - started_at > timeout_s:
+            raise BenchFailed(f"{path.decode()} was not Completed within {timeout_s:.0f} s.")
     return 1000 * (time.perf_counter() - started_at)
 
 
@@ -125,7 +128,7 @@ async def _many(load: Load, submitters: list[Connection], checkers: list[Connect
 
     async def check(connection: Connection) -> None:
         while (path := await accepted.get()) is not None:
-            await _seen_completed(connection, path, POLL_S, load.job_timeout_s)
+            await _seen_completed(connection, path, load.job_timeout_s)
             room.release()
 
     async with asyncio.TaskGroup() as checking:
@@ -151,7 +154,7 @@ async def _submit(connection: Connection, target: str) -> bytes:
     return path
 
 
-async def _seen_completed(connection: Connection, path: bytes, pause_s: float, timeout_s: float) -> None:
+async def _seen_completed(connection: Connection, path: bytes, timeout_s: float) -> None:
     """Poll until the job is Completed, and check that it is whole."""
     give_up_at = time.monotonic() + timeout_s
     etag = b""
@@ -163,7 +166,7 @@ async def _seen_completed(connection: Connection, path: bytes, pause_s: float, t
         if answer.status not in {200, 304, 503}:
             raise BenchFailed(f"{path.decode()} answered {answer.status}: {answer.body.decode(errors='replace')}")
         etag = answer.header(b"ETag") or b""
-        await asyncio.sleep(pause_s)
+        await asyncio.sleep(POLL_S)
     raise BenchFailed(f"{path.decode()} was not Completed within {timeout_s:.0f} s.")
 
 

@@ -23,7 +23,7 @@ from bench.children import tell
 from bench.load import Load
 from bench.sampling import Sampler
 from events.facts import Service, Target
-from workers.lookup import Result
+from workers.lookup import Answer, Result
 
 LAYOUTS: dict[str, list[list[str]]] = {
     "one process": [["write", "read", "relay", "saga", "projector", "worker"]],
@@ -38,8 +38,8 @@ class Nothing(Result):
     answered: bool = True
 
 
-async def nothing(_: Target) -> Result:
-    return Nothing()
+async def nothing(_: Target) -> Answer[Nothing]:
+    return Answer(Nothing())
 
 
 def serve(options: dict[str, Any]) -> None:

@@ -162,8 +162,8 @@ def _refusal(address: str | IPAddress, exceptions: tuple[IPNetwork, ...], conseq
     part, kind = special
     article = "an" if kind[0] in "aeiou" else "a"
     if part == judged:
-        return f"{text} is {article} {kind} address; {consequence}"
-    return f"{text} leads to {part}, which is {article} {kind} address; {consequence}"
+        return f"The address is {article} {kind} address; {consequence}"
+    return f"The address leads to {article} {kind} address; {consequence}"
 
 
 @lru_cache(maxsize=4_096)

@@ -10,11 +10,13 @@ from datetime import datetime, timedelta
 from typing import Annotated, Literal
 from uuid import UUID
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
+from domain.errors import ErrorCode
 from events.facts import (
     DeferReason,
     Priority,
+    RawAbsence,
     ResultReference,
     Sensitivity,
     Service,
@@ -39,7 +41,10 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class SubmitLookup:
-    """Ask `services` about `target`. `refusals` are services that policy keeps from this target, with the sentence why."""
+    """Ask `services` about `target`. `refusals` are services that policy keeps from this target, with the sentence why.
+
+    `timeout_s` is how long one attempt may take where that is less than the service's setting, None = as set.
+    """
 
     job_id: UUID
     tenant: str
@@ -51,6 +56,7 @@ class SubmitLookup:
     now: datetime
     priority: Priority = Priority.INTERACTIVE
     sensitivity: Sensitivity = Sensitivity.NORMAL
+    timeout_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +83,29 @@ class LookUp(Value):
     traceparent: str | None = None
 
 
-class Succeeded(Value):
+class Told(Value):
+    """What a worker tells. Read with tolerance: a newer worker may tell more than this program knows of.
+
+    Commands are not read so: a worker that overlooks a word of what it is told might ask what it must not.
+    """
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class Succeeded(Told):
+    """`provider`, `parser`, `raw` and `raw_absent` are what `TaskCompleted` makes of them."""
+
     kind: Literal["succeeded"] = "succeeded"
     result: ResultReference
     source: Source
     observed_at: datetime
+    provider: str | None = None
+    parser: str | None = None
+    raw: ResultReference | None = None
+    raw_absent: RawAbsence | None = None
 
 
-class Failed(Value):
+class Failed(Told):
     """`transient` says that another attempt may end better."""
 
     kind: Literal["failed"] = "failed"
@@ -92,25 +113,25 @@ class Failed(Value):
     transient: bool
 
 
-class Skipped(Value):
+class Skipped(Told):
     kind: Literal["skipped"] = "skipped"
     reason: SkipReason
     message: str
 
 
-class Deferred(Value):
+class Deferred(Told):
     kind: Literal["deferred"] = "deferred"
     until: datetime
     reason: DeferReason
 
 
-class TimedOut(Value):
+class TimedOut(Told):
     """The attempt's own time ran out; another attempt may end better."""
 
     kind: Literal["timed_out"] = "timed_out"
 
 
-class TaskOutcome(Value):
+class TaskOutcome(Told):
     """From a worker: how one attempt ended. Never the document itself: that lies where `result` says."""
 
     job_id: UUID
@@ -121,6 +142,10 @@ class TaskOutcome(Value):
     duration_ms: int
     ended_at: datetime
     ending: Annotated[Succeeded | Failed | TimedOut | Skipped | Deferred, Field(discriminator="kind")]
+
+
+WORKER_CRASHED = TaskError(code=ErrorCode.WORKER_CRASHED, message="The lookup did not end, however often it was tried.")
+"""Of an item that went to the dead letters, because its workers died of it."""
 
 
 def lines_of(items: Sequence[Value]) -> bytes:

@@ -4,15 +4,18 @@ The state is rebuilt from the job's facts (`evolve`), never stored. Time and ids
 logged or kept here, so that a decision can be made again from the log alone, and comes out the same.
 """
 
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from datetime import datetime
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from enum import StrEnum
 from types import MappingProxyType
 from uuid import UUID
 
 from domain.commands import Deferred, ExpireTasks, Failed, Rules, Skipped, SubmitLookup, Succeeded, TaskOutcome, TimedOut
+from domain.errors import ErrorCode
 from events.facts import (
+    DeferReason,
     Erased,
     Fact,
     JobCancelled,
@@ -21,11 +24,14 @@ from events.facts import (
     JobFailed,
     JobSubmitted,
     OutcomeCounts,
+    Priority,
+    ResultCorrected,
     Service,
     Target,
     Task,
     TaskCompleted,
     TaskDeferred,
+    TaskError,
     TaskFailed,
     TasksDispatched,
     TaskSkipped,
@@ -33,6 +39,17 @@ from events.facts import (
 )
 
 NO_ANSWER = "None of the requested services brought an answer."
+TIMEOUT = "timeout_s"
+"""The name of a job's option: seconds that an attempt may take, where the service's own setting is not lower."""
+
+ON_THE_WAY_S = 10.0
+"""What a job that is in a hurry is given beyond its attempts' own time, to wait in queues and to be told."""
+
+TOO_LATE = {
+    DeferReason.QUOTA: (ErrorCode.QUOTA_EXHAUSTED, "The source allows no more questions within this job's time."),
+    DeferReason.BREAKER: (ErrorCode.UPSTREAM_DOWN, "The source keeps failing and is not asked again within this job's time."),
+}
+"""Code and message of a task whose turn would come after its job's end."""
 
 
 class Ending(StrEnum):
@@ -77,16 +94,17 @@ def evolve(saga: LookupSaga | None, fact: Fact) -> LookupSaga:
     if saga is None:
         raise ValueError(f"A job's stream begins with {type(fact).__name__}; it must begin with JobSubmitted.")
     match fact:
+        case TaskCompleted():
+            return _ended(saga, fact.service, Ending.SUCCEEDED)
         case TasksDispatched():
             dispatched = {
                 task.service: OpenTask(task.attempt, task.command_id, dispatched_at=fact.dispatched_at) for task in fact.tasks
             }
             return LookupSaga(saga.submitted, {**saga.open_tasks, **dispatched}, saga.endings, saga.closed)
         case TaskDeferred():
-            deferred = replace(saga.open_tasks[fact.service], dispatched_at=None, deferred_until=fact.until)
+            before = saga.open_tasks[fact.service]
+            deferred = OpenTask(before.attempt, before.command_id, deferred_until=fact.until)
             return LookupSaga(saga.submitted, {**saga.open_tasks, fact.service: deferred}, saga.endings, saga.closed)
-        case TaskCompleted():
-            return _ended(saga, fact.service, Ending.SUCCEEDED)
         case TaskFailed():
             return _ended(saga, fact.service, Ending.FAILED)
         case TaskTimedOut():
@@ -95,6 +113,8 @@ def evolve(saga: LookupSaga | None, fact: Fact) -> LookupSaga:
             return _ended(saga, fact.service, Ending.SKIPPED)
         case JobCompleted() | JobFailed() | JobCancelled():
             return LookupSaga(saga.submitted, saga.open_tasks, saga.endings, closed=True)
+        case ResultCorrected():
+            return saga  # What was found is not what was decided.
         case _:
             raise ValueError(f"{type(fact).__name__} is not a fact about a job.")
 
@@ -125,18 +145,27 @@ def submit(command: SubmitLookup, rules: Rules) -> list[JobFact]:
         target=command.target,
         target_type=command.target.type,
         services=tuple(command.services),
+        options={} if command.timeout_s is None else {TIMEOUT: repr(command.timeout_s)},
         priority=command.priority,
         sensitivity=command.sensitivity,
         requested_by=command.requested_by,
-        expires_at=command.now + rules.lifetime[command.priority],
+        expires_at=command.now + lifetime_of(command.priority, command.services, command.timeout_s, rules),
         submitted_at=command.now,
     )
     skipped = [
-        TaskSkipped(job_id=command.job_id, service=service, reason=reason, message=message, skipped_at=command.now)
+        TaskSkipped(
+            job_id=command.job_id,
+            service=service,
+            reason=reason,
+            message=_unnamed(message, command.target),
+            skipped_at=command.now,
+        )
         for service, (reason, message) in command.refusals.items()
     ]
     tasks = [
-        Task(service=service, command_id=command.command_ids[service], attempt=1, timeout_s=rules.timeout_s[service])
+        Task(
+            service=service, command_id=command.command_ids[service], attempt=1, timeout_s=_timeout_s(submitted, service, rules)
+        )
         for service in command.services
         if service not in command.refusals
     ]
@@ -153,6 +182,7 @@ def record_outcome(
     """Take an attempt's outcome in. A repeated, late or unasked-for one is no news: no facts.
 
     A success of any attempt counts; anything else counts only for the last dispatch; the first terminal outcome stands.
+    A deferral past the job's end is its end: nobody is kept waiting for a turn that never comes.
     """
     task = saga.open_tasks.get(outcome.service)
     succeeded = isinstance(outcome.ending, Succeeded)
@@ -163,7 +193,8 @@ def record_outcome(
         return []
     if _deserves_another_attempt(saga, outcome, rules, now):
         return [_dispatched_again(saga, outcome.service, next_command_id, task.attempt + 1, now, rules)]
-    return _closed_if_done(saga, [_fact_of(outcome, now)], now)
+    outcome = _in_time(saga, outcome)
+    return _closed_if_done(saga, [_fact_of(_without_target(outcome, saga.submitted.target), now)], now)
 
 
 def expire_tasks(
@@ -190,6 +221,13 @@ def expire_tasks(
     return _closed_if_done(saga, facts, command.now)
 
 
+def cancel(saga: LookupSaga, *, by: str, reason: str, now: datetime) -> list[JobFact]:
+    """Call a job off. One that has ended is left as it ended."""
+    if saga.closed:
+        return []
+    return [JobCancelled(job_id=saga.submitted.job_id, by=by, reason=reason, cancelled_at=now)]
+
+
 def due_at(saga: LookupSaga, rules: Rules) -> datetime | None:
     """When `expire_tasks` next has something to decide, None for a closed job."""
     if saga.closed:
@@ -206,12 +244,59 @@ def due_at(saga: LookupSaga, rules: Rules) -> datetime | None:
 # --- How decisions are put into facts ---------------------------------------------------------------------------------
 
 
+def _timeout_s(submitted: JobSubmitted, service: Service, rules: Rules) -> float:
+    """A request may ask for less than the service's setting, never for more."""
+    asked = submitted.options.get(TIMEOUT)
+    return rules.timeout_s[service] if asked is None else min(rules.timeout_s[service], float(asked))
+
+
+def lifetime_of(priority: Priority, services: Iterable[Service], timeout_s: float | None, rules: Rules) -> timedelta:
+    """Who gives each attempt less time does not wait the full lifetime for a worker that is not there, either.
+
+    Bulk work waits in its queue for as long as it must, however short its attempts are.
+    """
+    lifetime = rules.lifetime[priority]
+    if timeout_s is None or priority is Priority.BULK:
+        return lifetime
+    attempts = max(rules.attempts_max[service] for service in services)
+    return min(lifetime.total_seconds(), attempts * timeout_s + ON_THE_WAY_S) * timedelta(seconds=1)
+
+
 def _deserves_another_attempt(saga: LookupSaga, outcome: TaskOutcome, rules: Rules, now: datetime) -> bool:
     return (
         (isinstance(outcome.ending, TimedOut) or (isinstance(outcome.ending, Failed) and outcome.ending.transient))
         and outcome.attempt < rules.attempts_max[outcome.service]
         and now < saga.submitted.expires_at
     )
+
+
+def _in_time(saga: LookupSaga, outcome: TaskOutcome) -> TaskOutcome:
+    """The outcome, or the failure that a deferral to after the job's end amounts to."""
+    if not isinstance(outcome.ending, Deferred) or outcome.ending.until < saga.submitted.expires_at:
+        return outcome
+    code, message = TOO_LATE[outcome.ending.reason]
+    return outcome.model_copy(update={"ending": Failed(error=TaskError(code=code, message=message), transient=False)})
+
+
+def _without_target(outcome: TaskOutcome, target: Target | Erased) -> TaskOutcome:
+    """A message is in the chained part of its fact, for ever: whatever a worker says, it must not name what may be erased."""
+    match outcome.ending:
+        case Failed(error=error):
+            error = error.model_copy(update={"message": _unnamed(error.message, target)})
+            return outcome.model_copy(update={"ending": outcome.ending.model_copy(update={"error": error})})
+        case Skipped(message=message):
+            skipped = outcome.ending.model_copy(update={"message": _unnamed(message, target)})
+            return outcome.model_copy(update={"ending": skipped})
+        case _:
+            return outcome
+
+
+def _unnamed(message: str, target: Target | Erased) -> str:
+    if isinstance(target, Erased):
+        return message
+    spellings = "|".join(re.escape(spelling) for spelling in (target.raw.strip(), target.canonical))
+    named = re.compile(spellings, re.IGNORECASE)
+    return named.sub(lambda found: "the target" if found.start() else "The target", message)
 
 
 def _is_silent(task: OpenTask, command: ExpireTasks, rules: Rules) -> bool:
@@ -224,16 +309,21 @@ def _is_silent(task: OpenTask, command: ExpireTasks, rules: Rules) -> bool:
 
 def _fact_of(outcome: TaskOutcome, now: datetime) -> JobFact:
     match outcome.ending:
-        case Succeeded(result=result, source=source, observed_at=observed_at):
+        case Succeeded() as success:
             return TaskCompleted(
                 job_id=outcome.job_id,
                 service=outcome.service,
                 attempt=outcome.attempt,
-                result=result,
+                result=success.result,
                 duration_ms=outcome.duration_ms,
-                source=source,
-                observed_at=observed_at,
+                source=success.source,
+                observed_at=success.observed_at,
                 completed_at=now,
+                worker=outcome.worker,
+                provider=success.provider,
+                parser=success.parser,
+                raw=success.raw,
+                raw_absent=success.raw_absent,
             )
         case Failed(error=error):
             return TaskFailed(
@@ -243,6 +333,7 @@ def _fact_of(outcome: TaskOutcome, now: datetime) -> JobFact:
                 error=error,
                 duration_ms=outcome.duration_ms,
                 failed_at=now,
+                worker=outcome.worker,
             )
         case TimedOut():
             return TaskTimedOut(job_id=outcome.job_id, service=outcome.service, attempt=outcome.attempt, timed_out_at=now)
@@ -275,7 +366,7 @@ def _dispatched(submitted: JobSubmitted, target: Target | Erased, tasks: Iterabl
 def _dispatched_again(
     saga: LookupSaga, service: Service, command_id: UUID, attempt: int, now: datetime, rules: Rules
 ) -> TasksDispatched:
-    task = Task(service=service, command_id=command_id, attempt=attempt, timeout_s=rules.timeout_s[service])
+    task = Task(service=service, command_id=command_id, attempt=attempt, timeout_s=_timeout_s(saga.submitted, service, rules))
     return _dispatched(saga.submitted, saga.submitted.target, [task], now)
 
 

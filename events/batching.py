@@ -5,6 +5,7 @@ Idle, a batch is one item and nothing waits for a timer; under load it grows to 
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -12,7 +13,17 @@ Answer = TypeVar("Answer")
 
 
 class Overloaded(Exception):  # noqa: N818 - a state, in the field's words
-    """More waits already than may wait."""
+    """More waits already than may wait, or it waited for as long as it may: nothing was done about the item, nor will be."""
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting(Generic[Item, Answer]):
+    """An item on its way into a flush."""
+
+    item: Item
+    future: "asyncio.Future[Answer]"
+    taken: bool = False
+    withdrawn: bool = False
 
 
 class Batcher(Generic[Item, Answer]):
@@ -20,7 +31,7 @@ class Batcher(Generic[Item, Answer]):
 
     `flush` gets 1 to `batch_max` items and returns one answer for each, in order; an answer that is an exception is raised
     to its own caller only, an exception raised by `flush` to all of them. A caller that gives up does not pull its item out
-    of a flush under way. At most `waiting_max` items wait; one more raises `Overloaded`.
+    of a flush. At most `waiting_max` items wait; one more raises `Overloaded`.
     """
 
     def __init__(
@@ -33,51 +44,68 @@ class Batcher(Generic[Item, Answer]):
         self._flush = flush
         self._batch_max = batch_max
         self._waiting_max = waiting_max
-        self._waiting: list[tuple[Item, asyncio.Future[Answer] | None]] = []
+        self._waiting: list[_Waiting[Item, Answer]] = []
         self._flusher: asyncio.Task[None] | None = None
 
-    async def add(self, item: Item) -> Answer:
-        """Hand an item in and wait for its own answer."""
-        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._hand_in(item, future)
-        return await future
+    async def add(self, item: Item, *, within_s: float | None = None) -> Answer:
+        """Hand an item in and wait for its own answer, at most `within_s`.
 
-    def add_and_go_on(self, item: Item) -> None:
-        """Hand an item in whose answer nobody waits for, nor a failure of it."""
-        self._hand_in(item, None)
+        If that is over, an item that still waits is withdrawn (`Overloaded`); of one in a flush under way, nobody can tell
+        yet what becomes of it (`TimeoutError`).
+        """
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        waiting = self._hand_in(item, future)
+        if within_s is None:
+            return await future
+        try:
+            async with asyncio.timeout(within_s):
+                return await future
+        except TimeoutError:
+            if waiting.taken:
+                raise
+            waiting.withdrawn = True
+            raise Overloaded from None
 
     async def drain(self) -> None:
         """Wait until nothing waits any more."""
         while self._flusher is not None:
             await asyncio.wait([self._flusher])
 
-    def _hand_in(self, item: Item, future: "asyncio.Future[Answer] | None") -> None:
+    def _hand_in(self, item: Item, future: "asyncio.Future[Answer]") -> _Waiting[Item, Answer]:
         if len(self._waiting) >= self._waiting_max:
             raise Overloaded
-        self._waiting.append((item, future))
+        waiting = _Waiting(item, future)
+        self._waiting.append(waiting)
         if self._flusher is None:
             self._flusher = asyncio.create_task(self._flush_all())
+        return waiting
 
     async def _flush_all(self) -> None:
         try:
-            while self._waiting:
-                batch, self._waiting = self._waiting[: self._batch_max], self._waiting[self._batch_max :]
+            while batch := self._next_batch():
                 await self._flush_batch(batch)
         finally:
             self._flusher = None
 
-    async def _flush_batch(self, batch: list[tuple[Item, "asyncio.Future[Answer] | None"]]) -> None:
+    def _next_batch(self) -> list[_Waiting[Item, Answer]]:
+        waiting = [entry for entry in self._waiting if not entry.withdrawn]
+        batch, self._waiting = waiting[: self._batch_max], waiting[self._batch_max :]
+        for entry in batch:
+            entry.taken = True
+        return batch
+
+    async def _flush_batch(self, batch: list[_Waiting[Item, Answer]]) -> None:
         try:
-            answers = await self._flush([item for item, _ in batch])
+            answers = await self._flush([entry.item for entry in batch])
         except asyncio.CancelledError:
-            for _, future in batch:
-                if future is not None:
-                    future.cancel()
+            for entry in batch:
+                entry.future.cancel()
             raise
         except Exception as error:  # noqa: BLE001 - whatever went wrong is each caller's to judge
             answers = [error] * len(batch)
-        for (_, future), answer in zip(batch, answers, strict=True):
-            if future is None or future.done():
+        for entry, answer in zip(batch, answers, strict=True):
+            future = entry.future
+            if future.done():
                 continue
             if isinstance(answer, Exception):
                 future.set_exception(answer)

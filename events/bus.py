@@ -6,6 +6,7 @@ Promises, held by `tests/contract/test_bus.py` for RabbitMQ, Redis streams and t
 - **At least once.** A delivery that was not acknowledged comes again, with a higher `delivery_count`.
 - **From the start.** What was published before any consumer existed is delivered.
 - **Bounded.** At most `in_hand_max` deliveries of an inbox are in hand.
+- **Not for ever.** What was handed out `DELIVERY_LIMIT` times and never acknowledged goes to the dead letters instead.
 
 Order is promised by nobody: readers go by position, version and attempt.
 """
@@ -27,6 +28,8 @@ class Queue:
 
 
 EVENTS_EXCHANGE = "lookup.events"
+DELIVERY_LIMIT = 20
+"""The last net: readers give up earlier on what they can tell to be at fault (`workers/runner.py`)."""
 
 COMMANDS: Mapping[tuple[Service, Priority], Queue] = {
     (service, priority): Queue(f"lookup.commands.{service.value}.{priority.value}")
@@ -46,12 +49,16 @@ class BusUnavailable(Exception):  # noqa: N818 - a state, in the field's words
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Delivery:
-    """One message as it was handed out. `delivery_count` is 1 the first time; `token` is the transport's own."""
+    """One message as it was handed out. `delivery_count` is 1 the first time; `token` is the transport's own.
+
+    `message_id` is the same each time that the message is handed out, and no other message of its queue has it.
+    """
 
     body: bytes
     headers: Mapping[str, str]
     delivery_count: int
     token: object = field(repr=False)
+    message_id: str = ""
 
 
 class Inbox(Protocol):
@@ -63,8 +70,17 @@ class Inbox(Protocol):
     def waiting(self) -> list[Delivery]:
         """What has been handed to us and not been taken yet; taken by this call."""
 
+    async def close(self) -> None:
+        """Take nothing more in. When this returns, all that was handed to us has been taken or is in `waiting`.
+
+        Who gives something back closes first: what is published again would else come straight back to its publisher.
+        """
+
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
         """These are done with. Losing an acknowledgement means a second delivery, never a lost one."""
+
+    async def drain(self) -> None:
+        """Wait until what was acknowledged has reached the broker, or could not."""
 
 
 class Arrivals:
@@ -100,6 +116,9 @@ class Bus(Protocol):
     def subscribe(self, queue: Queue, *, in_hand_max: int) -> Inbox: ...
 
     async def read_epoch(self) -> str | None:
-        """The marker that the relay left in the broker, None when the broker has lost it, and with it who knows what."""
+        """The marker that the relay left in the broker; None when it has lost that or a queue, and with it who knows what.
+
+        Queues that are missing are made again. What is lost between this call and `write_epoch` is told by the next one.
+        """
 
     async def write_epoch(self, epoch: str) -> None: ...

@@ -1,4 +1,4 @@
-"""What happened to a job: the facts, and the plain values that they are made of.
+"""What happened: the facts, and the plain values that they are made of.
 
 Facts outlive rules. What is written today must still load in ten years, so a fact depends on plain values only, is frozen,
 and is only ever extended by optional fields (a changed meaning is a new version in `events/catalog.py`).
@@ -50,6 +50,13 @@ class SkipReason(StrEnum):
     NOT_APPLICABLE = "not_applicable"
     POLICY = "policy"
     CANCELLED = "cancelled"
+
+
+class RawAbsence(StrEnum):
+    """Why the raw answer behind a result was not kept."""
+
+    TOO_LARGE = "too_large"
+    SWITCHED_OFF = "switched_off"
 
 
 class DeferReason(StrEnum):
@@ -174,7 +181,12 @@ class TasksDispatched(Fact):
 
 
 class TaskCompleted(Fact):
-    """A worker brought an answer."""
+    """A worker brought an answer.
+
+    `provider` is who answered ("rdap.db.ripe.net", "ip-api.com", "icmp", a name server), `parser` what made the result of it
+    ("rdap/1"), and `raw` what the provider said, as it was received. `raw_absent` says why a raw answer that there was is not
+    kept; without it and without `raw` there was none, or the fact is of version 1, which did not know of these four.
+    """
 
     job_id: UUID
     service: Service
@@ -184,10 +196,32 @@ class TaskCompleted(Fact):
     source: Source
     observed_at: datetime
     completed_at: datetime
+    worker: str | None = None
+    provider: str | None = None
+    parser: str | None = None
+    raw: ResultReference | None = None
+    raw_absent: RawAbsence | None = None
+
+
+class ResultCorrected(Fact):
+    """An answer was read again, from the raw answer that was kept, by a parser that reads it differently.
+
+    The first result stays in the log and in the store; `replaces` is the SHA-256 of the one that this one stands in for.
+    May come after the job has ended: it changes what the job found, never how it ended.
+    """
+
+    job_id: UUID
+    service: Service
+    attempt: int
+    result: ResultReference
+    replaces: str
+    parser: str
+    reason: str
+    corrected_at: datetime
 
 
 class TaskFailed(Fact):
-    """A worker gave up. The job goes on without it."""
+    """A worker gave up. The job goes on without it. `worker` is None in what was version 1."""
 
     job_id: UUID
     service: Service
@@ -195,6 +229,7 @@ class TaskFailed(Fact):
     error: TaskError
     duration_ms: int
     failed_at: datetime
+    worker: str | None = None
 
 
 class TaskTimedOut(Fact):
@@ -270,10 +305,104 @@ class IdempotencyKeyClaimed(Fact):
     claimed_at: datetime
 
 
+class DeadLetterRetried(Fact):
+    """Somebody had a message that could not be handled published again (own stream, one per letter)."""
+
+    letter_id: int
+    queue: str
+    job_id: UUID | None = None
+    by: str
+    reason: str | None = None
+    retried_at: datetime
+
+
+class DeadLetterDiscarded(Fact):
+    """Somebody decided that a message that could not be handled never will be (own stream, one per letter)."""
+
+    letter_id: int
+    queue: str
+    job_id: UUID | None = None
+    by: str
+    reason: str
+    discarded_at: datetime
+
+
+class CanarySent(Fact):
+    """Nothing had happened for a while: this shows that what happens still reaches the views (own streams, one an hour)."""
+
+    sent_at: datetime
+
+
+class JobsSealed(Fact):
+    """The streams of jobs that ended long ago were moved from the table into a segment file (own stream, one for the log).
+
+    `sha256` is over what is never erased of them (`events/segment_files.py`), `size_bytes` the file's when it was sealed.
+    """
+
+    segment: str
+    sha256: str
+    first_position: int
+    last_position: int
+    jobs: int
+    facts: int
+    documents: int
+    size_bytes: int
+    closed_before: datetime
+    log_retention_days: float
+    sealed_at: datetime
+
+
+class LogRestored(Fact):
+    """A backup of another log became this one (own stream, named by the new log's id): all before this fact was written there.
+
+    `position` and `log_head` are where the backup ended, hex for the head.
+    """
+
+    from_log_id: UUID
+    position: int
+    log_head: str
+    backup_taken_at: datetime
+    by: str
+    restored_at: datetime
+
+
+class ErasureStarted(Fact):
+    """Somebody wants everything about a target gone (own stream, one for each erasure).
+
+    The target is not told: `target_sha256` is of a salt and its canonical form, and the salt is in the receipt only.
+    """
+
+    erasure_id: UUID
+    target_sha256: str
+    by: str
+    reason: str
+    started_at: datetime
+
+
+class TargetErased(Fact):
+    """An erasure has come to its end: so much of each kind was erased. `from_list`: again, from a restored backup."""
+
+    erasure_id: UUID
+    target_sha256: str
+    by: str
+    reason: str
+    jobs: int
+    facts: int
+    documents: int
+    views: int
+    letters: int
+    messages: int
+    segments: int
+    told_facts: int
+    from_list: bool = False
+    erased_at: datetime
+
+
 JobFact = (
     JobSubmitted
     | TasksDispatched
     | TaskCompleted
+    | ResultCorrected
     | TaskFailed
     | TaskTimedOut
     | TaskSkipped

@@ -2,7 +2,8 @@
 
 **Order.** A reader that follows positions skips whatever commits late, so position order must be commit order. Every writer
 takes one advisory lock before its first insert and holds it until its transaction ends. That gives what the library's
-`LOCK TABLE … IN EXCLUSIVE MODE` gives, but needs no right on the table beyond INSERT, and VACUUM runs beside it.
+`LOCK TABLE … IN EXCLUSIVE MODE` gives, but needs no right on the table beyond INSERT, and VACUUM runs beside it. An append is
+one statement, so the lock is never held by a writer that we wait for.
 
 **Group commit.** Units that wait together go down in one transaction, with one fsync.
 """
@@ -18,12 +19,12 @@ import psycopg
 from eventsourcing.persistence import IntegrityError, PersistenceError
 from eventsourcing.persistence import StoredEvent as LibraryEvent
 from eventsourcing.postgres import PostgresApplicationRecorder, PostgresDatastore
-from psycopg import Cursor
 from psycopg.conninfo import conninfo_to_dict
-from psycopg.rows import DictRow, tuple_row
+from psycopg.rows import tuple_row
 from psycopg.sql import SQL, Identifier, Literal
 
 from events.batching import Batcher, Overloaded
+from events.connections import BoundedConnection
 from events.record import StoredFact, Written
 from events.store import AppendUnit, OutcomeUnknown, Scribe, StoreUnavailable, StreamHead, VersionConflict, heads_of
 
@@ -32,11 +33,16 @@ APPEND_LOCK = 0x6C6F6F6B7570  # "lookup": the advisory lock that every writer of
 LOCK_TIMEOUT_MS = 1_500
 STATEMENT_TIMEOUT_MS = 5_000
 LIMITS = f"-c lock_timeout={LOCK_TIMEOUT_MS} -c statement_timeout={STATEMENT_TIMEOUT_MS}"
-CONNECT_TIMEOUT_S = 1.5
+CONNECT_TIMEOUT_S = 0.5
+"""Short, because those who come meanwhile wait behind it, and have to be answered as well."""
 RECONNECT_S = 1.0
 """The pool tries by itself for so long, ever more seldom (its default: 5 minutes); then the next who needs one does."""
 GROUP_MAX = 200
+TAIL_MAX = 2_000
 READERS = 3
+FACTS_OF_A_STREAM = 10
+"""About so many; it decides how full a page of stream ids is, and nothing else."""
+_BEFORE_ALL = UUID(int=0)
 
 Found = TypeVar("Found")
 Rows = list[list[Written]]
@@ -55,15 +61,23 @@ class LogRecorder(PostgresApplicationRecorder):
     def __init__(self, datastore: PostgresDatastore) -> None:
         super().__init__(datastore, events_table_name=EVENTS_TABLE)
         table = {"schema": Identifier(datastore.schema), "table": Identifier(EVENTS_TABLE)}
-        # One parameter per column: the library's array of composites costs a fifth of the processor in dumping it.
-        self._insert = SQL(
-            "INSERT INTO {schema}.{table} (originator_id, originator_version, topic, state)"
-            " SELECT * FROM unnest(%b::uuid[], %b::bigint[], %s::text[], %b::bytea[])"
+        lock = SQL("pg_advisory_xact_lock({})").format(APPEND_LOCK)
+        self.lock_table_statements = [SQL("SELECT {}").format(lock)]
+        # The lock is had before the first row comes out of the join, and a row gets its position after that. One parameter
+        # per column: the library's array of composites costs a fifth of the processor in dumping it.
+        self._append = SQL(
+            "WITH locked AS MATERIALIZED (SELECT {lock}, pg_notify({channel}, ''))"
+            " INSERT INTO {schema}.{table} (originator_id, originator_version, topic, state)"
+            " SELECT facts.* FROM locked, unnest(%b::uuid[], %b::bigint[], %s::text[], %b::bytea[]) AS facts"
             " RETURNING notification_id"
-        ).format(**table)
+        ).format(lock=lock, channel=Literal(self.channel_name), **table)
         self._select_streams = SQL(
             "SELECT notification_id, originator_id, originator_version, topic, state FROM {schema}.{table}"
             " WHERE originator_id = ANY(%b) ORDER BY originator_id, originator_version"
+        ).format(**table)
+        self._select_behind = SQL(
+            "SELECT notification_id, originator_id, originator_version, topic, state FROM {schema}.{table}"
+            " WHERE originator_id = %b AND originator_version > %b ORDER BY originator_version"
         ).format(**table)
         self._select_log = SQL(
             "SELECT notification_id, originator_id, originator_version, topic, state FROM {schema}.{table}"
@@ -71,52 +85,40 @@ class LogRecorder(PostgresApplicationRecorder):
         ).format(**table)
         self._select_open = SQL(
             "SELECT o.originator_id FROM {schema}.{table} o"
-            " WHERE o.originator_version = 1 AND o.topic = %s AND (%b::uuid IS NULL OR o.originator_id > %b)"
+            " WHERE o.originator_version = 1 AND o.topic = ANY(%s) AND (%b::uuid IS NULL OR o.originator_id > %b)"
             " AND NOT EXISTS (SELECT FROM {schema}.{table} c WHERE c.originator_id = o.originator_id AND c.topic = ANY(%s))"
             " ORDER BY o.originator_id LIMIT %b"
+        ).format(**table)
+        # Rows first, so that the index is followed whatever the planner believes of the table: one that has just been filled
+        # would be read and sorted whole for each page.
+        self._select_ids = SQL(
+            "SELECT DISTINCT originator_id FROM (SELECT originator_id FROM {schema}.{table} WHERE originator_id > %b"
+            " ORDER BY originator_id LIMIT %b) AS facts ORDER BY originator_id LIMIT %b"
         ).format(**table)
         self._select_positions = SQL(
             "SELECT notification_id, state FROM {schema}.{table} WHERE originator_id = %b AND originator_version = ANY(%b)"
             " ORDER BY originator_version"
         ).format(**table)
-        # Lock and notification in one statement: each statement costs an append a twentieth of its time.
-        self.lock_table_statements = [
-            SQL("SELECT pg_advisory_xact_lock({0}), pg_notify({1}, '')").format(APPEND_LOCK, Literal(self.channel_name))
-        ]
 
-    def insert_events(self, stored_events: Sequence[LibraryEvent], **kwargs: Any) -> Sequence[int]:
-        """Append rows in one transaction; gives their positions, in order. Never retries."""
-        error: Exception | None = None
-        positions: list[int] = []
+    def insert_events(self, stored_events: Sequence[LibraryEvent], **_: Any) -> Sequence[int]:
+        """Append rows in one statement, which is its own transaction; gives their positions, in order. Never retries.
+
+        So the lock is never held while we are not looking: a writer that is frozen or slow keeps nobody waiting.
+        """
         with ExitStack() as stack:
             try:
                 conn = stack.enter_context(self.datastore.get_connection())
             except PersistenceError as unreached:
                 raise StoreUnavailable("The database cannot be reached.") from unreached
-            with conn.pipeline() as pipeline, conn.transaction(), conn.cursor() as curs:
-                try:
-                    self._insert_stored_events(curs, stored_events, **kwargs)
-                    # Sync now: a violated constraint must show here, by its own name, and not at the commit.
-                    pipeline.sync()
-                    positions = [row["notification_id"] for row in curs.fetchall()]
-                except Exception as raised:  # noqa: BLE001 - raised below, when the pipeline has been left in order
-                    error = raised
-            if error is not None:
-                raise error
-        return positions
-
-    def _insert_stored_events(self, curs: Cursor[DictRow], stored_events: Sequence[LibraryEvent], **_: Any) -> None:
-        self._lock_table(curs)
-        curs.execute(
-            self._insert,
-            (
+            curs = stack.enter_context(conn.cursor(binary=True, row_factory=tuple_row))
+            columns = (
                 [event.originator_id for event in stored_events],
                 [event.originator_version for event in stored_events],
                 [event.topic for event in stored_events],
                 [event.state for event in stored_events],
-            ),
-            prepare=True,
-        )
+            )
+            curs.execute(self._append, columns, prepare=True)
+            return [position for (position,) in curs.fetchall()]
 
     def committed_positions(self, rows: Sequence[Written]) -> Sequence[int] | None:
         """The positions of one stream's rows if exactly these rows are in the log, else None.
@@ -137,12 +139,20 @@ class LogRecorder(PostgresApplicationRecorder):
             streams.setdefault(stored.stream_id, []).append(stored)
         return streams
 
+    def select_behind(self, stream_id: UUID, version: int) -> list[StoredFact]:
+        return self._stored_facts(self._select_behind, (stream_id, version))
+
     def select_log(self, after: int, limit: int) -> list[StoredFact]:
         return self._stored_facts(self._select_log, (after, limit))
 
-    def select_open(self, opening: str, closing: Sequence[str], after: UUID | None, limit: int) -> list[UUID]:
+    def select_open(self, opening: Sequence[str], closing: Sequence[str], after: UUID | None, limit: int) -> list[UUID]:
         with self.datastore.get_connection() as conn, conn.cursor(row_factory=tuple_row) as curs:
-            curs.execute(self._select_open, (opening, after, after, list(closing), limit))
+            curs.execute(self._select_open, (list(opening), after, after, list(closing), limit))
+            return [row[0] for row in curs.fetchall()]
+
+    def select_ids(self, after: UUID | None, limit: int) -> list[UUID]:
+        with self.datastore.get_connection() as conn, conn.cursor(row_factory=tuple_row) as curs:
+            curs.execute(self._select_ids, (after or _BEFORE_ALL, FACTS_OF_A_STREAM * limit, limit))
             return [row[0] for row in curs.fetchall()]
 
     def _stored_facts(self, query: Any, params: Sequence[Any]) -> list[StoredFact]:
@@ -151,33 +161,57 @@ class LogRecorder(PostgresApplicationRecorder):
             return [StoredFact(*row) for row in curs.fetchall()]
 
 
-class PostgresStore:
-    """The `EventStore` on PostgreSQL. `open` before use, `close` after it."""
+class LogTail:
+    """The last facts that this process appended, without a gap: a relay beside the writer need not ask the database for them.
 
-    def __init__(self, database_url: str, scribe: Scribe) -> None:
+    Positions are handed out in commit order, so nothing can lie between a position and the next one. One thread appends,
+    another reads: the list is replaced, never changed.
+    """
+
+    def __init__(self) -> None:
+        self._facts: list[StoredFact] = []
+
+    def append(self, positions: Sequence[int], rows: Sequence[Written]) -> None:
+        facts = [
+            StoredFact(position, row.stream_id, row.stream_version, row.topic, row.state)
+            for position, row in zip(positions, rows, strict=True)
+        ]
+        gapless = positions[-1] - positions[0] == len(positions) - 1
+        follows = bool(self._facts) and self._facts[-1].position + 1 == positions[0]
+        self._facts = [*(self._facts[-TAIL_MAX:] if follows else ()), *facts] if gapless else []
+
+    def behind(self, after: int, limit: int) -> list[StoredFact]:
+        """The facts right behind a position, at most `limit`; nothing when the database must be asked."""
+        facts = self._facts
+        first = after + 1 - facts[0].position if facts else -1
+        return facts[first : first + limit] if first >= 0 else []
+
+
+class PostgresHistory:
+    """The `HistoryReader` on PostgreSQL, for a role that may do no more than select. `close` after use.
+
+    Each session is read-only whatever its role may do, and each statement ends within `STATEMENT_TIMEOUT_MS`.
+    """
+
+    _limits = f"{LIMITS} -c default_transaction_read_only=on"
+
+    def __init__(self, database_url: str) -> None:
         self._url = database_url
-        self._scribe = scribe
-        self._writer_thread = ThreadPoolExecutor(1, thread_name_prefix="store-writer")
         self._reader_threads = ThreadPoolExecutor(READERS, thread_name_prefix="store-reader")
         self._recorders: dict[str, LogRecorder] = {}
         self._log_id: UUID | None = None
-        self._appends: Batcher[AppendUnit, Sequence[StreamHead]] = Batcher(self._append_group, batch_max=GROUP_MAX)
 
     async def close(self) -> None:
-        await self._appends.drain()
         for recorder in self._recorders.values():
             await asyncio.to_thread(recorder.datastore.close)
-        self._writer_thread.shutdown(wait=False)
         self._reader_threads.shutdown(wait=False)
-
-    async def append(self, unit: AppendUnit) -> Sequence[StreamHead]:
-        try:
-            return await self._appends.add(unit)
-        except Overloaded:
-            raise StoreUnavailable("More appends wait already than may wait.") from None
 
     async def read(self, stream_ids: Sequence[UUID]) -> Mapping[UUID, Sequence[StoredFact]]:
         return await self._on_reader(lambda recorder: recorder.select_streams(stream_ids))
+
+    async def read_behind(self, stream_id: UUID, version: int) -> Sequence[StoredFact]:
+        """The facts of one stream behind a version, in order."""
+        return await self._on_reader(lambda recorder: recorder.select_behind(stream_id, version))
 
     async def read_all(self, after: int, limit: int) -> Sequence[StoredFact]:
         return await self._on_reader(lambda recorder: recorder.select_log(after, limit))
@@ -185,15 +219,68 @@ class PostgresStore:
     async def head(self) -> int:
         return await self._on_reader(lambda recorder: recorder.max_notification_id.__wrapped__(recorder)) or 0
 
-    async def open_streams(self, opening: str, closing: Sequence[str], after: UUID | None, limit: int) -> Sequence[UUID]:
-        return await self._on_reader(lambda recorder: recorder.select_open(opening, closing, after, limit))
+    async def stream_ids(self, after: UUID | None, limit: int) -> Sequence[UUID]:
+        return await self._on_reader(lambda recorder: recorder.select_ids(after, limit))
 
     async def log_id(self) -> UUID:
         if self._log_id is None:
             self._log_id = await self._on_reader(_select_log_id)
         return self._log_id
 
+    async def _on_reader(self, query: Callable[[LogRecorder], Found]) -> Found:
+        def run() -> Found:
+            with _as_unavailable():
+                return query(self._recorder("reader", READERS))
+
+        return await asyncio.get_running_loop().run_in_executor(self._reader_threads, run)
+
+    def _recorder(self, purpose: str, pool_size: int) -> LogRecorder:
+        """The recorder for writing or reading, made when first needed: making one asks the database."""
+        recorder = self._recorders.get(purpose)
+        if recorder is None:
+            with _as_unavailable():
+                recorder = LogRecorder(open_datastore(self._url, pool_size=pool_size, limits=self._limits))
+            self._recorders[purpose] = recorder
+        return recorder
+
+
+class PostgresStore(PostgresHistory):
+    """The `EventStore` on PostgreSQL. `close` after use."""
+
+    _limits = LIMITS
+
+    def __init__(self, database_url: str, scribe: Scribe) -> None:
+        super().__init__(database_url)
+        self._scribe = scribe
+        self._writer_thread = ThreadPoolExecutor(1, thread_name_prefix="store-writer")
+        self._tail = LogTail()
+        self._appends: Batcher[AppendUnit, Sequence[StreamHead]] = Batcher(self._append_group, batch_max=GROUP_MAX)
+
+    async def close(self) -> None:
+        await self._appends.drain()
+        await super().close()
+        self._writer_thread.shutdown(wait=False)
+
+    async def append(self, unit: AppendUnit) -> Sequence[StreamHead]:
+        try:
+            return await self._appends.add(unit, within_s=unit.within_s)
+        except Overloaded:
+            raise StoreUnavailable("More appends wait already than may wait, or for longer than they may.") from None
+        except TimeoutError:
+            raise OutcomeUnknown from None
+
+    async def read_all(self, after: int, limit: int) -> Sequence[StoredFact]:
+        if just_appended := self._tail.behind(after, limit):
+            return just_appended
+        return await super().read_all(after, limit)
+
+    async def open_streams(
+        self, opening: Sequence[str], closing: Sequence[str], after: UUID | None, limit: int
+    ) -> Sequence[UUID]:
+        return await self._on_reader(lambda recorder: recorder.select_open(opening, closing, after, limit))
+
     async def _append_group(self, units: Sequence[AppendUnit]) -> Sequence[Sequence[StreamHead] | Exception]:
+        await self.log_id()  # A database in which a restore was not finished has none, and takes nothing.
         loop = asyncio.get_running_loop()
         rows = [self._scribe.write(unit) for unit in units]
         return await loop.run_in_executor(self._writer_thread, self._append_rows, rows)
@@ -223,8 +310,9 @@ class PostgresStore:
             return self._resolve_doubt(units, group)
 
     def _append_once(self, units: Sequence[Rows], group: Sequence[int]) -> Answers:
-        rows = [_library_event(row) for index in group for stream in units[index] for row in stream]
-        positions = self._recorder("writer").insert_events(rows)
+        rows = [row for index in group for stream in units[index] for row in stream]
+        positions = self._recorder("writer", 1).insert_events([_library_event(row) for row in rows])
+        self._tail.append(positions, rows)
         answers: Answers = {}
         taken = 0
         for index in group:
@@ -236,7 +324,7 @@ class PostgresStore:
     def _resolve_doubt(self, units: Sequence[Rows], group: Sequence[int]) -> Answers:
         """After a lost connection: one transaction carried the group, so one unit's rows speak for all of them."""
         try:
-            recorder = self._recorder("writer")
+            recorder = self._recorder("writer", 1)
             if recorder.committed_positions(units[group[0]][0]) is None:
                 return dict.fromkeys(group, StoreUnavailable("The database cannot be reached."))
             return {
@@ -245,23 +333,6 @@ class PostgresStore:
             }
         except Exception:  # noqa: BLE001 - whatever it is, nobody can tell what became of the group
             return dict.fromkeys(group, OutcomeUnknown())
-
-    def _recorder(self, purpose: str) -> LogRecorder:
-        """The recorder for writing or reading, made when first needed: making one asks the database."""
-        recorder = self._recorders.get(purpose)
-        if recorder is None:
-            with _as_unavailable():
-                pool_size = 1 if purpose == "writer" else READERS
-                recorder = LogRecorder(open_datastore(self._url, pool_size=pool_size, limits=LIMITS))
-            self._recorders[purpose] = recorder
-        return recorder
-
-    async def _on_reader(self, query: Callable[[LogRecorder], Found]) -> Found:
-        def run() -> Found:
-            with _as_unavailable():
-                return query(self._recorder("reader"))
-
-        return await asyncio.get_running_loop().run_in_executor(self._reader_threads, run)
 
 
 def open_datastore(database_url: str, *, pool_size: int, limits: str = "") -> PostgresDatastore:
@@ -276,6 +347,7 @@ def open_datastore(database_url: str, *, pool_size: int, limits: str = "") -> Po
         connect_timeout=CONNECT_TIMEOUT_S,
         pool_size=pool_size,
     )
+    datastore.pool.connection_class = BoundedConnection
     assert isinstance(datastore.pool.kwargs, dict)
     kwargs = {name: value for name, value in datastore.pool.kwargs.items() if value != ""}
     settings = " ".join(filter(None, (options.pop("options", ""), limits)))

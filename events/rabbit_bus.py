@@ -3,12 +3,16 @@
 A confirm alone does not mean that a message was put into a queue, so every publish is mandatory: one that no queue takes comes
 back, the queues are declared again, and it is sent once more. A queue deleted by hand takes its consumers with it; the broker
 tells them, and aio-pika consumes again.
+
+A queue that is made again does not show that it was gone. So each queue is bound to an exchange of its own that the broker
+deletes with its last binding: as long as that mark is there, it is still the queue which it was set for.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any, cast
+from uuid import uuid4
 
 import aio_pika
 from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity, DeliveryError, PublishError
@@ -17,10 +21,16 @@ from faststream.message import StreamMessage
 from faststream.rabbit import Channel, ExchangeType, QueueType, RabbitBroker, RabbitExchange, RabbitQueue
 from faststream.rabbit.schemas.queue import QuorumQueueArgs
 
-from events.bus import ALL_QUEUES, DEAD_LETTERS, EVENTS_EXCHANGE, Arrivals, BusUnavailable, Delivery, Queue
+from events.bus import ALL_QUEUES, DEAD_LETTERS, DELIVERY_LIMIT, EVENTS_EXCHANGE, Arrivals, BusUnavailable, Delivery, Queue
+
+if TYPE_CHECKING:
+    from faststream._internal.endpoint.subscriber.utils import MultiLock
+    from faststream.rabbit.subscriber.usecase import RabbitSubscriber
 
 EPOCH_QUEUE = "lookup.epoch"
-DELIVERY_LIMIT = 20
+MARK_PREFIX = "lookup.mark."
+NO_LIMIT: QuorumQueueArgs = {"x-delivery-limit": 1_000_000}
+"""RabbitMQ 4 drops what a quorum queue handed out 20 times, unless told otherwise: nothing may be lost that is dead already."""
 CONFIRM_TIMEOUT_S = 10.0
 DECLARE_AFTER_S = 1.0
 STOP_S = 5.0
@@ -71,7 +81,6 @@ class RabbitBus:
             raise BusUnavailable("RabbitMQ did not confirm the message.") from error
 
     def subscribe(self, queue: Queue, *, in_hand_max: int) -> "RabbitInbox":
-        inbox = RabbitInbox()
         subscriber = self._broker.subscriber(
             _declared(queue),
             exchange=_exchange(queue),
@@ -80,39 +89,58 @@ class RabbitBus:
             decoder=_raw,
             ack_policy=AckPolicy.MANUAL,
         )
+        inbox = RabbitInbox(subscriber)
         subscriber(inbox.receive)
         return inbox
 
     async def read_epoch(self) -> str | None:
-        """The marker is the queue itself, under a name that carries it: it is lost when, and only when, the queues are."""
         try:
-            channel = await self._connection.channel()
-            try:
-                queue = await channel.declare_queue(EPOCH_QUEUE, passive=True)
-                message = await queue.get(fail=False, no_ack=False)
+            async with self._channel() as channel:
+                marked = await _all_exist(channel.declare_exchange, [MARK_PREFIX + queue.name for queue in ALL_QUEUES])
+            if not marked:
+                await self._mark_anew()
+            async with self._channel() as channel:
+                message = await (await channel.declare_queue(EPOCH_QUEUE, durable=True)).get(fail=False, no_ack=False)
                 if message is None:
                     return None
                 await message.nack(requeue=True)
                 return str(message.body, "utf-8")
-            except ChannelNotFoundEntity:
-                return None
-            finally:
-                await channel.close()
         except _DOWN as error:
             raise BusUnavailable("RabbitMQ cannot be reached.") from error
 
     async def write_epoch(self, epoch: str) -> None:
         try:
-            channel = await self._connection.channel()
-            try:
+            async with self._channel() as channel:
                 queue = await channel.declare_queue(EPOCH_QUEUE, durable=True)
                 await queue.purge()
                 message = aio_pika.Message(epoch.encode(), delivery_mode=aio_pika.DeliveryMode.PERSISTENT)
                 await channel.default_exchange.publish(message, EPOCH_QUEUE, mandatory=True)
-            finally:
-                await channel.close()
         except _DOWN as error:
             raise BusUnavailable("RabbitMQ cannot be reached.") from error
+
+    async def _mark_anew(self) -> None:
+        """The marker goes first, so that nobody who ends in the middle of this leaves a loss that does not show."""
+        async with self._channel() as channel:
+            await (await channel.declare_queue(EPOCH_QUEUE, durable=True)).purge()
+            whole = await _all_exist(channel.declare_queue, [queue.name for queue in ALL_QUEUES])
+        if not whole:
+            await asyncio.sleep(DECLARE_AFTER_S)
+            await self._declare_all()
+        async with self._channel() as channel:
+            for queue in ALL_QUEUES:
+                mark = await channel.declare_exchange(
+                    MARK_PREFIX + queue.name, durable=True, auto_delete=True, internal=True, robust=False
+                )
+                declared = await channel.declare_queue(queue.name, passive=True, robust=False)
+                await declared.bind(mark, queue.name, robust=False)
+
+    @asynccontextmanager
+    async def _channel(self) -> AsyncIterator[Any]:
+        channel = await self._connection.channel()
+        try:
+            yield channel
+        finally:
+            await channel.close()
 
     async def _publish(self, queue: Queue, body: bytes, headers: Mapping[str, str] | None) -> None:
         await self._broker.publish(
@@ -127,8 +155,7 @@ class RabbitBus:
 
     async def _declare_all(self) -> None:
         """Declare every queue on a channel of our own: FastStream remembers what it declared and would not do it again."""
-        channel = await self._connection.channel()
-        try:
+        async with self._channel() as channel:
             exchange = await channel.declare_exchange(EVENTS_EXCHANGE, aio_pika.ExchangeType.TOPIC, durable=True)
             for queue in ALL_QUEUES:
                 declared = await channel.declare_queue(
@@ -136,8 +163,6 @@ class RabbitBus:
                 )
                 if queue.exchange:
                     await declared.bind(exchange, EVERY_EVENT, robust=False)
-        finally:
-            await channel.close()
 
     async def _close_quietly(self) -> None:
         """Within a bound: without a broker, closing a channel waits for the connection to be restored."""
@@ -153,16 +178,45 @@ class RabbitBus:
 class RabbitInbox(Arrivals):
     """An `Inbox` on one queue. The broker holds back what is over the channel's prefetch."""
 
+    def __init__(self, subscriber: "RabbitSubscriber") -> None:
+        super().__init__()
+        self._subscriber = subscriber
+
+    async def close(self) -> None:
+        """The broker answers a cancellation after the last delivery. FastStream's own stop drops what still comes."""
+        queue, tag = self._subscriber._queue_obj, self._subscriber._consumer_tag  # noqa: SLF001 - it offers no other way
+        if queue is None or tag is None:
+            return
+        with suppress(*_DOWN):  # Without a connection nothing more comes either.
+            async with asyncio.timeout(STOP_S):
+                await queue.cancel(tag)
+                await cast("MultiLock", self._subscriber.lock).wait_release(STOP_S)
+
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:
             with suppress(*_DOWN):  # Lost with the connection: it is delivered again, which is promised.
                 await delivery.token.ack()  # type: ignore[attr-defined]
 
+    async def drain(self) -> None:
+        """What was written to the socket arrives, whoever dies."""
+
     async def receive(self, message: aio_pika.IncomingMessage) -> None:
         headers = {name: str(value) for name, value in message.headers.items()}
         # A quorum queue counts earlier deliveries in a header that is absent the first time.
         delivery_count = int(message.headers.get("x-delivery-count", 0) or 0) + 1  # type: ignore[arg-type]
-        self._arrived.put_nowait(Delivery(message.body, headers, delivery_count, message))
+        # Of our own messages each has a correlation id to itself. What came without any counts as another message each time.
+        message_id = message.message_id or message.correlation_id or uuid4().hex
+        self._arrived.put_nowait(Delivery(message.body, headers, delivery_count, message, message_id))
+
+
+async def _all_exist(declare: Callable[..., Awaitable[Any]], names: Iterable[str]) -> bool:
+    """Asks until one is missing; then the broker has closed the channel that was asked on."""
+    try:
+        for name in names:
+            await declare(name, passive=True, robust=False)
+    except ChannelNotFoundEntity:
+        return False
+    return True
 
 
 def _declared(queue: Queue) -> RabbitQueue:
@@ -174,7 +228,7 @@ def _declared(queue: Queue) -> RabbitQueue:
     return RabbitQueue(
         queue.name,
         QueueType.QUORUM,
-        arguments={} if queue == DEAD_LETTERS else dead_letters,
+        arguments=NO_LIMIT if queue == DEAD_LETTERS else dead_letters,
         routing_key=EVERY_EVENT if queue.exchange else queue.name,
     )
 

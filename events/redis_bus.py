@@ -2,11 +2,15 @@
 
 What Redis streams force on us: a group must exist before the first message (created at id 0, else what was published earlier
 is never delivered) and again after a FLUSHALL; an entry that a dead reader took is only handed out again to somebody who
-claims it; an acknowledged entry stays in memory until it is deleted.
+claims it; an acknowledged entry stays in memory until it is deleted. That a reader is dead is told by the age of what it has in
+hand, so each reader that lives keeps what it has in hand young.
+
+A server that was started again, or whose groups had to be made again, may have lost messages that it confirmed: the epoch names
+the run of the server and the last making of groups.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self, cast
 from uuid import uuid4
@@ -15,10 +19,11 @@ from faststream import AckPolicy
 from faststream.message import StreamMessage
 from faststream.redis import RedisBroker, StreamSub
 from faststream.redis.parser import BinaryMessageFormatV1
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError
 
 from events.batching import Batcher, Overloaded, happens_within
-from events.bus import ALL_QUEUES, Arrivals, BusUnavailable, Delivery, Queue
+from events.bus import ALL_QUEUES, DEAD_LETTERS, DELIVERY_LIMIT, Arrivals, Bus, BusUnavailable, Delivery, Queue
+from events.dead_letters import Reason, letter_headers
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -26,32 +31,65 @@ if TYPE_CHECKING:
 PREFIX = "bus:"
 GROUP = "lookup"
 EPOCH_KEY = f"{PREFIX}epoch"
+MADE_KEY = f"{PREFIX}made"
+ALL_KEYS = frozenset({EPOCH_KEY, MADE_KEY, *(PREFIX + queue.name for queue in ALL_QUEUES)})
+"""Every key of ours: `lookup doctor` calls any other below the prefix an orphan, and may remove it."""
 READ_BLOCK_MS = 2_000
-CLAIM_INTERVAL_MS = 3_000
+CLAIM_INTERVAL_MS = 2_000
 WATCH_INTERVAL_S = 1.0
 PIPELINE_MAX = 100
+HANDED_OUT_MAX = 1_000
+ACK_PAUSE_S = 0.02
 STOP_S = 5.0
 _BODY_FIELD = b"__data__"
+_Entries = list[tuple[bytes, Mapping[bytes, bytes]]]
+
+_MAKE_GROUPS = """
+-- KEYS: made, then the streams. ARGV: group, a fresh id. Notes the id when a group had to be made.
+local made = false
+for at = 2, #KEYS do
+  local answer = redis.pcall('XGROUP', 'CREATE', KEYS[at], ARGV[1], '0', 'MKSTREAM')
+  if not answer.err then
+    made = true
+  elseif not string.find(answer.err, 'BUSYGROUP') then
+    return answer
+  end
+end
+if made then redis.call('SET', KEYS[1], ARGV[2]) end
+return redis.status_reply('OK')
+"""
+
+_LEAVE_GROUP = """
+-- KEYS: stream. ARGV: group, consumer. Looks and leaves in one step: what hangs on a name that goes, nobody is ever given.
+local pending = redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', 1, ARGV[2])
+if #pending == 0 then redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], ARGV[2]) end
+return #pending
+"""
 
 
 class RedisBus:
-    """A `Bus` on one Redis or Valkey. `claim_idle_s` must be above the longest attempt: below it, live work comes twice."""
+    """A `Bus` on one Redis or Valkey.
 
-    def __init__(self, redis_url: str, *, claim_idle_s: float = 120.0) -> None:
+    A reader that has not been heard of for `claim_idle_s` is taken for dead, and what it had in hand is handed to others. Well
+    above `WATCH_INTERVAL_S`, or live work comes twice.
+    """
+
+    def __init__(self, redis_url: str, *, claim_idle_s: float = 5.0, delivery_limit: int = DELIVERY_LIMIT) -> None:
+        self._consumer = f"reader-{uuid4().hex}"
         self._broker = RedisBroker(
-            redis_url,
+            _with_name(redis_url, self._consumer),
             apply_types=False,
             logger=None,  # type: ignore[arg-type]  # FastStream's own way to be silent; its stub for Redis forgets it
             graceful_timeout=2.0,
             socket_connect_timeout=2.0,
             socket_timeout=10.0,
         )
-        self._consumer = f"reader-{uuid4().hex}"
         self._claim_idle_ms = int(claim_idle_s * 1000)
+        self._delivery_limit = delivery_limit
         self._inboxes: list[RedisInbox] = []
-        self._subscribers: list[Any] = []
         self._watcher: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
+        self._stamp = ""
         self._publishes: Batcher[tuple[Queue, bytes, Mapping[str, str] | None], None] = Batcher(
             self._publish_group, batch_max=PIPELINE_MAX
         )
@@ -63,7 +101,7 @@ class RedisBus:
             await self._broker.start()
         except (RedisError, OSError, TimeoutError) as error:
             raise BusUnavailable("Redis cannot be reached.") from error
-        if self._subscribers:
+        if self._inboxes:
             self._watcher = asyncio.create_task(self._watch())
 
     async def stop(self) -> None:
@@ -71,9 +109,8 @@ class RedisBus:
         if self._watcher is not None:
             await asyncio.wait({self._watcher}, timeout=STOP_S)
         for inbox in self._inboxes:
-            inbox.close()
-            await inbox.drain()
-        with suppress(RedisError, OSError):
+            await inbox.stop_reading()
+        with suppress(RedisError, OSError, TimeoutError):
             await self._leave_groups()
         await self._broker.stop()
 
@@ -85,7 +122,7 @@ class RedisBus:
 
     def subscribe(self, queue: Queue, *, in_hand_max: int) -> "RedisInbox":
         """A reader for new entries and a claimer for those that a dead reader left behind, into one inbox."""
-        inbox = RedisInbox(self._broker, queue, in_hand_max)
+        inbox = RedisInbox(self._broker, queue, self._consumer, in_hand_max, self._give_up)
         key = PREFIX + queue.name
         reader = _Stream(
             key, group=GROUP, consumer=self._consumer, batch=True, max_records=in_hand_max, polling_interval=READ_BLOCK_MS
@@ -100,22 +137,34 @@ class RedisBus:
         for stream, handler in ((reader, inbox.receive), (claimer, inbox.receive_claimed)):
             subscriber = self._broker.subscriber(stream=stream, parser=_as_it_came, decoder=_raw, ack_policy=AckPolicy.MANUAL)
             subscriber(handler)
-            self._subscribers.append(subscriber)
+            inbox.subscribers.append(subscriber)
         self._inboxes.append(inbox)
         return inbox
 
     async def read_epoch(self) -> str | None:
         try:
-            epoch = await self._redis.get(EPOCH_KEY)
+            await self._create_groups()
+            server = await self._redis.info("server")
+            made, found = await self._redis.mget(MADE_KEY, EPOCH_KEY)
         except (RedisError, OSError, TimeoutError) as error:
             raise BusUnavailable("Redis cannot be reached.") from error
-        return epoch.decode() if isinstance(epoch, bytes) else epoch
+        self._stamp = f"{server['run_id']}/{_text(made)}"
+        stamp, _, epoch = _text(found).partition(" ")
+        return epoch if stamp == self._stamp else None
 
     async def write_epoch(self, epoch: str) -> None:
+        """With the stamp that was read: what has been lost since then shows at the next reading."""
         try:
-            await self._redis.set(EPOCH_KEY, epoch)
+            await self._redis.set(EPOCH_KEY, f"{self._stamp} {epoch}")
         except (RedisError, OSError, TimeoutError) as error:
             raise BusUnavailable("Redis cannot be reached.") from error
+
+    async def _give_up(self, queue: Queue, delivery: Delivery) -> bool:
+        """Put a message aside that was handed out too often; False when it was not. RabbitMQ does this by itself."""
+        if delivery.delivery_count <= self._delivery_limit or queue == DEAD_LETTERS:
+            return False
+        await self.publish(DEAD_LETTERS, delivery.body, letter_headers(queue.name, delivery, Reason.DELIVERED_TOO_OFTEN))
+        return True
 
     @property
     def _redis(self) -> "Redis":
@@ -130,31 +179,33 @@ class RedisBus:
 
     async def _create_groups(self) -> None:
         """At id 0, not at the end: what was published before any reader existed must be delivered."""
-        for queue in ALL_QUEUES:
-            with suppress(ResponseError):  # It exists already.
-                await self._redis.xgroup_create(PREFIX + queue.name, GROUP, id="0", mkstream=True)
+        keys = [MADE_KEY, *(PREFIX + queue.name for queue in ALL_QUEUES)]
+        await self._redis.eval(_MAKE_GROUPS, len(keys), *keys, GROUP, uuid4().hex)
 
     async def _watch(self) -> None:
-        """After a FLUSHALL the groups are gone and FastStream stops reading for good: make them again, read on.
+        """Keep what is in hand young. After a FLUSHALL the groups are gone, and FastStream stops reading for good: read on.
 
         Ended by a flag, not by a cancellation, which the calls below may take for a timeout of their own.
         """
         while not await happens_within(self._stopping, WATCH_INTERVAL_S):
+            for inbox in self._inboxes:
+                await inbox.keep_in_hand()
             with suppress(RedisError, OSError, TimeoutError):
-                if all(subscriber.running for subscriber in self._subscribers):
-                    continue
-                await self._create_groups()
-                for subscriber in self._subscribers:
-                    if not subscriber.running:
-                        await subscriber.start()
+                fallen_silent = [
+                    subscriber
+                    for inbox in self._inboxes
+                    for subscriber in inbox.subscribers
+                    if not (inbox.is_closed or subscriber.running)
+                ]
+                if fallen_silent:
+                    await self._create_groups()
+                for subscriber in fallen_silent:
+                    await subscriber.start()
 
     async def _leave_groups(self) -> None:
-        """Take our reader's name out of the groups, unless entries still hang on it: then a claimer needs it."""
+        """Take our reader's name out of the groups, unless entries hang on it: then a claimer needs it."""
         for inbox in self._inboxes:
-            key = PREFIX + inbox.queue.name
-            pending = await self._redis.xpending_range(key, GROUP, "-", "+", 1, consumername=self._consumer)
-            if not pending:
-                await self._redis.xgroup_delconsumer(key, GROUP, self._consumer)
+            await self._redis.eval(_LEAVE_GROUP, 1, PREFIX + inbox.queue.name, GROUP, self._consumer)
 
 
 class _Stream(StreamSub[Any]):
@@ -167,48 +218,115 @@ class _Stream(StreamSub[Any]):
 class RedisInbox(Arrivals):
     """An `Inbox` on one stream."""
 
-    def __init__(self, broker: RedisBroker, queue: Queue, in_hand_max: int) -> None:
+    def __init__(
+        self,
+        broker: RedisBroker,
+        queue: Queue,
+        consumer: str,
+        in_hand_max: int,
+        give_up: Callable[[Queue, Delivery], Awaitable[bool]],
+    ) -> None:
         super().__init__()
         self.queue = queue
+        self.subscribers: list[Any] = []
         self._broker = broker
+        self._consumer = consumer
+        self._give_up = give_up
+        self._seen: set[bytes] = set()
+        self._handed_out: set[bytes] = set()
         self._room = asyncio.Semaphore(in_hand_max)
         self._closed = asyncio.Event()
-        self._acks: Batcher[Sequence[bytes], None] = Batcher(self._ack_group, batch_max=100)
+        self._acknowledged: list[bytes] = []
+        self._acknowledging: asyncio.Task[None] | None = None
 
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
-        entry_ids = [cast("bytes", delivery.token) for delivery in deliveries]
-        for _ in entry_ids:
+        """Nobody waits until Redis knows: what it does not hear of is delivered again, which is promised.
+
+        So it can as well hear of it a little later, of more at once, and when whoever waits for an answer has it.
+        """
+        for delivery in deliveries:
+            token = cast("bytes", delivery.token)
+            self._seen.discard(token)
+            self._handed_out.discard(token)
             self._room.release()
-        # Nobody waits for it: one that is lost means a second delivery, which is promised.
-        with suppress(Overloaded):
-            self._acks.add_and_go_on(entry_ids)
+            self._acknowledged.append(token)
+        if self._acknowledging is None and self._acknowledged:
+            self._acknowledging = asyncio.create_task(self._acknowledge())
 
     async def drain(self) -> None:
-        """Wait until what was acknowledged is so in Redis, or could not be."""
-        await self._acks.drain()
+        """Acknowledgements are collected, and sent with the next flush."""
+        while self._acknowledging is not None:
+            await asyncio.wait({self._acknowledging})
 
-    def close(self) -> None:
-        """Let go of the reader that waits for room: nothing more is taken in."""
+    @property
+    def is_closed(self) -> bool:
+        return self._closed.is_set()
+
+    async def stop_reading(self) -> None:
+        """Nothing more is taken in, and what was acknowledged is so in Redis, or could not be."""
         self._closed.set()
+        for subscriber in self.subscribers:
+            await subscriber.stop()
+        with suppress(RedisError, OSError, TimeoutError):
+            await self._end_waiting_reads()
+        await self.drain()
+
+    async def close(self) -> None:
+        """A reader may be ended between Redis handing entries out and us hearing of them: so Redis is asked what we have."""
+        await self.stop_reading()
+        with suppress(RedisError, OSError, TimeoutError):
+            ours = await _client(self._broker).xreadgroup(
+                GROUP, self._consumer, {PREFIX + self.queue.name: "0"}, HANDED_OUT_MAX
+            )
+            for _, entries in cast("list[tuple[bytes, list[tuple[bytes, Mapping[bytes, bytes]]]]]", ours):
+                for entry_id, fields in entries:
+                    if entry_id not in self._seen and fields:
+                        self._arrive(_delivery(entry_id, fields, 1))
+
+    async def keep_in_hand(self) -> None:
+        """Tell Redis that we live and still have them. That this is no delivery, JUSTID says."""
+        if self._handed_out:
+            with suppress(RedisError, OSError, TimeoutError):
+                await _client(self._broker).xclaim(
+                    PREFIX + self.queue.name, GROUP, self._consumer, 0, list(self._handed_out), justid=True
+                )
+
+    async def _end_waiting_reads(self) -> None:
+        """Until Redis notices that a reader hung up, it still hands it the next entry: what we are about to give back."""
+        client = _client(self._broker)
+        for other in await client.client_list():
+            if other["name"] == self._consumer and "b" in other["flags"]:
+                await client.client_unblock(int(other["id"]))
 
     async def receive(self, message: Mapping[str, Any]) -> None:
         """A batch of new entries, as FastStream read them."""
+        self._handed_out.update(message["message_ids"])
         for entry_id, fields in zip(message["message_ids"], message["data"], strict=True):
-            await self._put(entry_id, fields, delivery_count=1)
+            await self._put(_delivery(entry_id, fields, 1))
 
     async def receive_claimed(self, message: Mapping[str, Any]) -> None:
         """One entry that somebody took long ago and never acknowledged."""
         (entry_id,) = message["message_ids"]
+        if entry_id in self._handed_out:
+            return  # Ours: we stood still for so long that we took ourselves for dead.
         client = _client(self._broker)
         pending = await client.xpending_range(PREFIX + self.queue.name, GROUP, entry_id, entry_id, 1)
-        if pending:
-            await self._put(entry_id, message["data"], delivery_count=int(pending[0]["times_delivered"]))
-
-    async def _put(self, entry_id: bytes, fields: Mapping[bytes, bytes], *, delivery_count: int) -> None:
-        if not await self._has_room():
+        if not pending:
             return
-        body, headers = BinaryMessageFormatV1.parse(fields[_BODY_FIELD])
-        self._arrived.put_nowait(Delivery(body, headers, delivery_count, entry_id))
+        delivery = _delivery(entry_id, message["data"], int(pending[0]["times_delivered"]))
+        if await self._give_up(self.queue, delivery):
+            await self._acknowledge_in_redis([entry_id])
+            return
+        self._handed_out.add(entry_id)
+        await self._put(delivery)
+
+    async def _put(self, delivery: Delivery) -> None:
+        if await self._has_room():
+            self._arrive(delivery)
+
+    def _arrive(self, delivery: Delivery) -> None:
+        self._seen.add(cast("bytes", delivery.token))
+        self._arrived.put_nowait(delivery)
 
     async def _has_room(self) -> bool:
         """Wait until one more may be in hand; False when the inbox was closed instead."""
@@ -220,19 +338,69 @@ class RedisInbox(Arrivals):
         room.cancel()
         return room.done() and not room.cancelled()
 
-    async def _ack_group(self, groups: Sequence[Sequence[bytes]]) -> Sequence[None]:
-        entry_ids = [entry_id for group in groups for entry_id in group]
-        client = _client(self._broker)
+    async def _acknowledge(self) -> None:
+        try:
+            while self._acknowledged:
+                await asyncio.sleep(ACK_PAUSE_S)
+                entry_ids, self._acknowledged = self._acknowledged, []
+                with suppress(RedisError, OSError, TimeoutError):
+                    await self._acknowledge_in_redis(entry_ids)
+        finally:
+            self._acknowledging = None
+
+    async def _acknowledge_in_redis(self, entry_ids: Sequence[bytes]) -> None:
         key = PREFIX + self.queue.name
-        async with client.pipeline(transaction=False) as pipe:
-            pipe.xack(key, GROUP, *entry_ids)
-            pipe.xdel(key, *entry_ids)
+        async with _client(self._broker).pipeline(transaction=False) as pipe:
+            for first in range(0, len(entry_ids), PIPELINE_MAX):
+                some = entry_ids[first : first + PIPELINE_MAX]
+                pipe.xack(key, GROUP, *some)
+                pipe.xdel(key, *some)
             await pipe.execute()
-        return [None] * len(groups)
+
+
+async def take_out(redis: "Redis", bus: Bus, split: Callable[[str, bytes], bytes | None]) -> int:
+    """Remove messages from all queues, also those that a reader has in hand; gives how many.
+
+    `split` says of a queue and a body what is to be left of it: None leaves the message as it is; what else is not empty is
+    published again in its place, before it is removed. Raises `RedisError` or `BusUnavailable`.
+    """
+    removed = 0
+    for queue in ALL_QUEUES:
+        key, after = PREFIX + queue.name, "-"
+        while entries := cast("_Entries", await redis.xrange(key, min=after, count=PIPELINE_MAX)):
+            for entry_id, fields in entries:
+                delivery = _delivery(entry_id, fields, 1)
+                left = split(queue.name, delivery.body)
+                if left:
+                    await bus.publish(queue, left, delivery.headers)
+                if left is not None:
+                    await redis.xack(key, GROUP, entry_id)
+                    removed += int(await redis.xdel(key, entry_id))
+            after = f"({entries[-1][0].decode()}"
+    return removed
+
+
+def _delivery(entry_id: bytes, fields: Mapping[bytes, bytes], delivery_count: int) -> Delivery:
+    """What others wrote into the stream is delivered, too, if only to be put aside: nothing may stay there for ever."""
+    body, headers = cast(
+        "tuple[bytes, Any]", BinaryMessageFormatV1.parse(fields.get(_BODY_FIELD) or b" ".join(fields.values()))
+    )
+    told = {str(name): str(value) for name, value in headers.items()} if isinstance(headers, Mapping) else {}
+    return Delivery(body, told, delivery_count, entry_id, entry_id.decode())
+
+
+def _with_name(redis_url: str, name: str) -> str:
+    """FastStream hands on to its connections what stands in the URL, and nothing else."""
+    return f"{redis_url}{'&' if '?' in redis_url else '?'}client_name={name}"
 
 
 def _client(broker: RedisBroker) -> "Redis":
     return cast("Redis", broker.config.broker_config.connection.client)
+
+
+def _text(value: Any) -> str:
+    """What Redis holds under a key, empty when it holds nothing."""
+    return value.decode() if isinstance(value, bytes) else value or ""
 
 
 async def _as_it_came(message: Any) -> StreamMessage[Any]:

@@ -30,19 +30,27 @@ class StreamHead:
 
 @dataclass(frozen=True, slots=True)
 class NewFacts:
-    """Facts for one stream, decided on the state that ends at `head`."""
+    """Facts for one stream, decided on the state that ends at `head`.
+
+    `causes` has one for each fact where they have different ones; else the unit's is that of all.
+    """
 
     stream_id: UUID
     head: StreamHead
     facts: Sequence[Fact]
+    causes: Sequence[Cause] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class AppendUnit:
-    """What goes down together: the facts of one decision. No stream twice."""
+    """What goes down together: the facts of one decision. No stream twice.
+
+    `within_s` is how long its caller can wait: after that it is not appended any more, or in doubt when it is under way.
+    """
 
     streams: Sequence[NewFacts]
     cause: Cause
+    within_s: float | None = None
 
 
 class VersionConflict(Exception):  # noqa: N818 - an outcome, in the field's words
@@ -57,14 +65,8 @@ class OutcomeUnknown(Exception):  # noqa: N818 - a state, in the field's words
     """The connection broke during the commit and the store cannot be asked: the unit may or may not be in the log."""
 
 
-class EventStore(Protocol):
-    """What the rest of the program sees of the log. All methods may raise `StoreUnavailable`."""
-
-    async def append(self, unit: AppendUnit) -> Sequence[StreamHead]:
-        """Append one unit; gives the new head of each of its streams, in order. The last head's position is the unit's.
-
-        Raises `VersionConflict`, `StoreUnavailable` or `OutcomeUnknown`.
-        """
+class HistoryReader(Protocol):
+    """The log for those who only look: nothing here can change it. All methods may raise `StoreUnavailable`."""
 
     async def read(self, stream_ids: Sequence[UUID]) -> Mapping[UUID, Sequence[StoredFact]]:
         """The whole streams, in version order, in one query. A stream without facts is missing from the answer."""
@@ -75,14 +77,31 @@ class EventStore(Protocol):
     async def head(self) -> int:
         """The position of the last fact, 0 for an empty log."""
 
-    async def open_streams(self, opening: str, closing: Sequence[str], after: UUID | None, limit: int) -> Sequence[UUID]:
-        """Streams that begin with the topic `opening` and hold none of the topics `closing`, by id, behind `after`.
-
-        Reads much of the log: for when nothing quicker can be asked.
-        """
+    async def stream_ids(self, after: UUID | None, limit: int) -> Sequence[UUID]:
+        """The ids of all streams, in their order, behind `after`: at most `limit` of them, none only at the end."""
 
     async def log_id(self) -> UUID:
         """Which log this is. A restored backup is another log."""
+
+
+class EventStore(HistoryReader, Protocol):
+    """What the rest of the program sees of the log. All methods may raise `StoreUnavailable`."""
+
+    async def append(self, unit: AppendUnit) -> Sequence[StreamHead]:
+        """Append one unit; gives the new head of each of its streams, in order. The last head's position is the unit's.
+
+        Raises `VersionConflict`, `StoreUnavailable` or `OutcomeUnknown`.
+        """
+
+    async def open_streams(
+        self, opening: Sequence[str], closing: Sequence[str], after: UUID | None, limit: int
+    ) -> Sequence[UUID]:
+        """Streams that begin with a topic of `opening` and hold none of the topics `closing`, by id, behind `after`.
+
+        Every version of a fact is a topic of its own: `events.catalog.topics_of` knows them all.
+
+        Reads much of the log: for when nothing quicker can be asked.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,18 +114,23 @@ class Scribe:
 
     def write(self, unit: AppendUnit) -> list[list[Written]]:
         """The unit's rows, a list for each of its streams."""
-        shared = shared_envelope(unit.cause, self.now())
-        return [self._write_stream(new, shared) for new in unit.streams]
+        now = self.now()
+        of_all = shared_envelope(unit.cause, now)
+        return [self._write_stream(new, _shared_envelopes(new, now) or [of_all] * len(new.facts)) for new in unit.streams]
 
-    def _write_stream(self, new: NewFacts, shared: bytes) -> list[Written]:
+    def _write_stream(self, new: NewFacts, shared: Sequence[bytes]) -> list[Written]:
         rows: list[Written] = []
         previous = new.head.hash
-        for version, fact in enumerate(new.facts, start=new.head.version + 1):
+        for version, (fact, envelope) in enumerate(zip(new.facts, shared, strict=True), start=new.head.version + 1):
             place = Place(new.stream_id, version, previous)
-            row = write_caused(fact, place, shared, event_id=self.new_id(), salt=self.salt)
+            row = write_caused(fact, place, envelope, event_id=self.new_id(), salt=self.salt)
             rows.append(row)
             previous = row.hash
         return rows
+
+
+def _shared_envelopes(new: NewFacts, now: datetime) -> list[bytes]:
+    return [shared_envelope(cause, now) for cause in new.causes or ()]
 
 
 def heads_of(rows: Sequence[Sequence[Written]], positions: Sequence[int]) -> list[StreamHead]:

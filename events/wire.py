@@ -1,7 +1,8 @@
 """How facts travel: a stretch of the log as a CloudEvents 1.0 JSON batch (`application/cloudevents-batch+json`).
 
-The headers name the stretch: `previous_position` (exclusive) and `position` (inclusive). A reader that has seen everything up
-to `previous_position` or later may fold it; one that has not has missed something and reads the log instead.
+The headers name the stretch: `previous_position` (exclusive) and `position` (inclusive) of the log `log_id`. A reader that has
+seen everything up to `previous_position` or later may fold it; one that has not has missed something and reads the log instead.
+A stretch of another log is none of its business: after a restore, the broker may still hold what the lost log told.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ from uuid import UUID
 
 import orjson
 
-from events.catalog import FACTS, TOPICS, fact_type
+from events.catalog import FACTS, TOPICS, fact_type, upcast
 from events.record import Recorded, StoredFact, envelope_of, fact_of, hash_of, whole_fact
 
 CONTENT_TYPE = "application/cloudevents-batch+json"
@@ -22,13 +23,19 @@ def cloud_events(stretch: Sequence[StoredFact], source: str) -> bytes:
     return b"[" + b",\n".join(_cloud_event(stored, source) for stored in stretch) + b"]"
 
 
-def stretch_headers(previous_position: int, position: int) -> dict[str, str]:
-    return {"content-type": CONTENT_TYPE, "previous_position": str(previous_position), "position": str(position)}
+def stretch_headers(previous_position: int, position: int, log_id: str | None = None) -> dict[str, str]:
+    headers = {"content-type": CONTENT_TYPE, "previous_position": str(previous_position), "position": str(position)}
+    return headers if log_id is None else headers | {"log_id": log_id}
 
 
 def stretch_of(headers: Mapping[str, str]) -> tuple[int, int]:
     """(previous_position, position) of a batch."""
     return int(headers["previous_position"]), int(headers["position"])
+
+
+def is_of_log(headers: Mapping[str, str], log_id: str) -> bool:
+    """Whether a batch is of this log. One that does not tell is an older program's, and is believed."""
+    return headers.get("log_id", log_id) == log_id
 
 
 def read_batch(body: bytes) -> list[Recorded]:
@@ -38,7 +45,9 @@ def read_batch(body: bytes) -> list[Recorded]:
 
 def _recorded(event: Mapping[str, Any]) -> Recorded:
     # Back to bytes and then straight into the model: strict JSON rules apply, and it is faster than one large union type.
-    fact = fact_type(event["type"]).model_validate_json(orjson.dumps(event["data"]))
+    # The relay sends current versions, but it may be an older relay than we are a reader.
+    topic = event["type"]
+    fact = fact_type(topic).model_validate_json(orjson.dumps(upcast(topic, event["data"])))
     return Recorded(
         int(event["sequence"]),
         UUID(event["subject"]),

@@ -1,4 +1,4 @@
-"""Answer: a poller's document in one round trip to Redis, from the views alone.
+"""Answer: a poller's document in one round trip to Redis, from the views alone; or, to who would rather wait, the job's end.
 
 A job that was taken on a moment ago may not have reached the views yet. Its id says when it was made (UUIDv7), so an unknown id
 that is only seconds old is waited for, within a bound; "not found" is said only of what the views would know by now.
@@ -6,33 +6,45 @@ that is only seconds old is waited for, within a bound; "not found" is said only
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
 from uuid import UUID
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from events.batching import Batcher, Overloaded
+from events.batching import Batcher, Overloaded, happens_within
 from events.ending import end
-from projections.views import GET_JOBS, JOB_STATUS_VERSION, Keys
+from events.ids import made_at_ms
+from projections.views import GET_JOBS, JOB_STATUS, Keys
 
 WAIT_MAX_S = 2.0
+LOOK_MAX_S = 1.5
+LOOK_AGAIN_S = 0.5
 STOP_S = 10.0
 WAITERS_MAX = 1_000
 LOOKS_MAX = 50
-YOUNG_MS = 10_000
-"""An id older than what the views have seen by this much is not on its way any more: an append takes less."""
-UUID_V7 = 7
+YOUNG_MS = 30_000
+"""An id older than what the views have seen by this much is not on its way any more.
+
+An append takes a few seconds at most; a machine that stood still between the id and its commit may make more of them.
+"""
+ANY_MOVE = ""
+
+_OPEN = (b"Pending", b"Processing")
+_NO_JOB = UUID(int=0)
 
 log = logging.getLogger(__name__)
 
 
 class ViewsUnavailable(Exception):  # noqa: N818 - a state, in the field's words
     """Redis cannot be reached: nothing can be said about any job."""
+
+
+class ViewBehind(Exception):  # noqa: N818 - a state, in the field's words
+    """The views have not come as far as somebody asked for in the time that was given."""
 
 
 class ViewsRebuilding(Exception):  # noqa: N818 - a state, in the field's words
@@ -46,6 +58,11 @@ class Answer:
     body: bytes
     etag: str
 
+    @property
+    def ended(self) -> bool:
+        """Whether the job has. The first `"status"` is the job's own: before it come texts only, whose quotes are escaped."""
+        return not self.body.partition(b'"status":"')[2].startswith(_OPEN)
+
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
@@ -53,6 +70,8 @@ class _Seen:
 
     complete: bool
     caught_up_ms: int
+    checkpoint: int
+    version: str
     document: bytes | None
 
 
@@ -67,12 +86,20 @@ class JobQueries:
     def __post_init__(self) -> None:
         self._get_jobs = self.redis.register_script(GET_JOBS)
         self._looks: Batcher[UUID, _Seen] = Batcher(self._look_at, batch_max=LOOKS_MAX)
-        self._moved = asyncio.Condition()
+        self._waiting: dict[str, set[asyncio.Event]] = {}
         self._waiters = 0
+        self._letting_go = False
         self._listener: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         self._listener = asyncio.create_task(self._listen())
+
+    def let_go(self) -> None:
+        """We are about to stop: who waits for a job's end is told how far it is."""
+        self._letting_go = True
+        for events in self._waiting.values():
+            for event in events:
+                event.set()
 
     async def stop(self) -> None:
         if self._listener is not None:
@@ -86,50 +113,89 @@ class JobQueries:
             seen = await self._wait_for(job_id, seen, asked_ms)
         if seen.document is not None:
             position, _, body = seen.document.partition(b"\n")
-            return Answer(body, f'"{JOB_STATUS_VERSION}-{position.decode()}"')
+            return Answer(body, f'"{seen.version}-{position.decode()}"')
         if self._is_known_absent(job_id, seen) or _has_all_until(asked_ms, seen):
             return None
         raise ViewsRebuilding
 
+    async def ended_job(self, job_id: UUID, within_s: float) -> Answer | None:
+        """Like `job`, but waits until the job has ended, for `within_s` at most. Who waits too many is answered at once."""
+        with self._listening(job_id) as moved:
+            answer = await self.job(job_id)
+            if moved is None:
+                return answer
+            with suppress(TimeoutError):
+                async with asyncio.timeout(within_s):
+                    while answer is not None and not answer.ended and not self._letting_go:
+                        await _next_move(moved)
+                        answer = await self.job(job_id)
+            return answer
+
+    async def reached(self, position: int, within_s: float) -> None:
+        """Wait until the views show all facts up to a position. Raises `ViewBehind`, or `ViewsUnavailable`.
+
+        They do not go back behind it: what is asked after this is answered of this position or a later one.
+        """
+        with self._listening(None) as moved:
+            try:
+                async with asyncio.timeout(within_s):
+                    while (await self._look(_NO_JOB)).checkpoint < position:
+                        if moved is None or self._letting_go:
+                            raise ViewBehind
+                        await _next_move(moved)
+            except TimeoutError:
+                raise ViewBehind from None
+
     async def _look(self, job_id: UUID) -> _Seen:
         try:
-            return await self._looks.add(job_id)
-        except (RedisError, OSError, Overloaded) as error:
+            return await self._looks.add(job_id, within_s=LOOK_MAX_S)
+        except (RedisError, OSError, TimeoutError, Overloaded) as error:
             raise ViewsUnavailable from error
 
     async def _look_at(self, job_ids: Sequence[UUID]) -> Sequence[_Seen]:
         """Those who ask at the same time share a round trip."""
-        args = [self.keys.prefix, *(str(job_id) for job_id in job_ids)]
-        complete, caught_up_ms, *documents = await self._get_jobs(keys=[self.keys.live], args=args)
-        return [_Seen(complete == b"1", int(caught_up_ms or 0), document) for document in documents]
+        args = [self.keys.prefix, JOB_STATUS, *(str(job_id) for job_id in job_ids)]
+        complete, caught_up_ms, checkpoint, told, *documents = await self._get_jobs(keys=[self.keys.live], args=args)
+        stands = complete == b"1", int(caught_up_ms or 0), int(checkpoint or 0), (told or b"").decode()
+        return [_Seen(*stands, document) for document in documents]
 
     async def _wait_for(self, job_id: UUID, seen: _Seen, asked_ms: int) -> _Seen:
         """Look again at each move of the projector until it has come past our question, for `WAIT_MAX_S` at most."""
-        if self._waiters >= WAITERS_MAX:
-            return seen
-        self._waiters += 1
-        try:
-            async with asyncio.timeout(WAIT_MAX_S):
-                while seen.document is None and not _has_all_until(asked_ms, seen):
-                    await self._next_move()
-                    seen = await self._look(job_id)
-        except TimeoutError:
-            seen = await self._look(job_id)
-        finally:
-            self._waiters -= 1
+        with self._listening(None) as moved:
+            if moved is None:
+                return seen
+            try:
+                async with asyncio.timeout(WAIT_MAX_S):
+                    while seen.document is None and not _has_all_until(asked_ms, seen):
+                        await _next_move(moved)
+                        seen = await self._look(job_id)
+            except TimeoutError:
+                seen = await self._look(job_id)
         return seen
 
-    async def _next_move(self) -> None:
-        """A message can be lost while the listener connects again, so nobody relies on it for longer than a moment."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(WAIT_MAX_S / 4), self._moved:
-                await self._moved.wait()
+    @contextmanager
+    def _listening(self, what: UUID | None) -> Iterator[asyncio.Event | None]:
+        """An event that is set when this job ends (None: at each move of any view); None when too many wait already."""
+        if self._waiters >= WAITERS_MAX:
+            yield None
+            return
+        key, moved = str(what) if what else ANY_MOVE, asyncio.Event()
+        self._waiting.setdefault(key, set()).add(moved)
+        self._waiters += 1
+        try:
+            yield moved
+        finally:
+            self._waiters -= 1
+            self._waiting[key].discard(moved)
+            if not self._waiting[key]:
+                del self._waiting[key]
 
     def _is_known_absent(self, job_id: UUID, seen: _Seen) -> bool:
         """Whether a job of this id, had it ever been taken on, would be in the views."""
         if not seen.complete:
             return False
-        return job_id.version != UUID_V7 or _made_at_ms(job_id) < seen.caught_up_ms - YOUNG_MS
+        made_ms = made_at_ms(job_id)
+        return made_ms is None or made_ms < seen.caught_up_ms - YOUNG_MS
 
     async def _listen(self) -> None:
         while True:
@@ -137,15 +203,23 @@ class JobQueries:
                 async with self.redis.pubsub() as pubsub:
                     await pubsub.subscribe(self.keys.moved)
                     while True:
-                        await self._tell(await pubsub.get_message(ignore_subscribe_messages=True, timeout=1.0))
+                        message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=1.0)
+                        if message is not None:
+                            self._tell(message["data"].decode())
             except (RedisError, OSError):
                 await asyncio.sleep(0.5)
 
-    async def _tell(self, message: Any) -> None:
-        if message is None:
-            return
-        async with self._moved:
-            self._moved.notify_all()
+    def _tell(self, moved: str) -> None:
+        """Wake who waits for one of these jobs, or for any move at all."""
+        for key in (ANY_MOVE, *moved.split(" ")[1:]):
+            for event in self._waiting.get(key, ()):
+                event.set()
+
+
+async def _next_move(moved: asyncio.Event) -> None:
+    """A message can be lost while the listener connects again, so nobody relies on it for longer than a moment."""
+    await happens_within(moved, LOOK_AGAIN_S)
+    moved.clear()
 
 
 def _has_all_until(asked_ms: int, seen: _Seen) -> bool:
@@ -154,8 +228,3 @@ def _has_all_until(asked_ms: int, seen: _Seen) -> bool:
     A small lag would not do: a projector that died a second ago is hardly behind, and misses the jobs of that second.
     """
     return seen.complete and seen.caught_up_ms > asked_ms
-
-
-def _made_at_ms(job_id: UUID) -> int:
-    """The Unix time in ms that a UUIDv7 carries in its first 48 bits (RFC 9562 section 5.7)."""
-    return job_id.int >> 80

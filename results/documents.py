@@ -21,8 +21,11 @@ class ResultsUnavailable(Exception):  # noqa: N818 - a state, in the field's wor
 class ResultDocuments(Protocol):
     """Stores and finds documents. Both methods may raise `ResultsUnavailable`."""
 
-    async def put(self, job_id: UUID, document: bytes) -> ResultReference:
-        """Store a document of at most `DOCUMENT_BYTES_MAX` bytes; durable when this returns. Twice is the same as once."""
+    async def put(self, job_id: UUID, document: bytes, *, shown: bool = True) -> ResultReference:
+        """Store a document of at most `DOCUMENT_BYTES_MAX` bytes; durable when this returns. Twice is the same as once.
+
+        `shown` says that a view will show it, and a projector ask for it soon.
+        """
 
     async def get(self, references: Sequence[ResultReference]) -> Mapping[str, bytes]:
         """The documents by their key, each checked against its SHA-256. One that is missing or damaged is not in the answer."""
@@ -39,7 +42,7 @@ class MemoryDocuments:
     def __init__(self) -> None:
         self._documents: dict[str, bytes] = {}
 
-    async def put(self, job_id: UUID, document: bytes) -> ResultReference:
+    async def put(self, job_id: UUID, document: bytes, *, shown: bool = True) -> ResultReference:  # noqa: ARG002 - all are at hand
         reference = reference_to(job_id, document)
         self._documents[reference.location.key] = document
         return reference

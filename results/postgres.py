@@ -1,6 +1,7 @@
 """Result documents in PostgreSQL: durable, so that a replay finds them, zstd-compressed, written in groups."""
 
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 from typing import LiteralString
 from uuid import UUID
@@ -11,6 +12,7 @@ from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
 from events.batching import Batcher, Overloaded
+from events.connections import BoundedAsyncConnection
 from events.facts import ResultReference
 from results.documents import DOCUMENT_BYTES_MAX, ResultsUnavailable, reference_to
 
@@ -18,7 +20,8 @@ GROUP_MAX = 100
 CONNECT_TIMEOUT_S = 2.0
 RECONNECT_S = 1.0
 """The pool tries by itself for so long, ever more seldom (its default: 5 minutes); then the next who needs one does."""
-STATEMENT_TIMEOUT_MS = 10_000
+STATEMENT_TIMEOUT_MS = 5_000
+JUST_STORED_BYTES_MAX = 8 * 1_048_576
 
 # The digest is not stored beside the body: the fact has it, and only the fact is believed.
 CREATE_TABLE: LiteralString = """
@@ -46,11 +49,14 @@ class PostgresDocuments:
             timeout=CONNECT_TIMEOUT_S,
             reconnect_timeout=RECONNECT_S,
             configure=_configure,
+            connection_class=BoundedAsyncConnection,
+            kwargs={"connect_timeout": 2},
             name="results",
         )
         self._puts: Batcher[tuple[str, bytes], None] = Batcher(self._put_group, batch_max=GROUP_MAX)
         self._compressor = zstandard.ZstdCompressor(level=3)
         self._decompressor = zstandard.ZstdDecompressor()
+        self._just_stored = _JustStored(JUST_STORED_BYTES_MAX)
 
     async def open(self) -> None:
         await self._pool.open()
@@ -59,39 +65,75 @@ class PostgresDocuments:
         await self._puts.drain()
         await self._pool.close(timeout=CONNECT_TIMEOUT_S)
 
-    async def put(self, job_id: UUID, document: bytes) -> ResultReference:
+    async def put(self, job_id: UUID, document: bytes, *, shown: bool = True) -> ResultReference:
         reference = reference_to(job_id, document)
         try:
             await self._puts.add((reference.location.key, self._compressor.compress(document)))
         except (psycopg.Error, Overloaded) as error:
             raise ResultsUnavailable("The result could not be stored.") from error
+        if shown:
+            self._just_stored.keep(reference.location.key, document)
         return reference
 
     async def get(self, references: Sequence[ResultReference]) -> Mapping[str, bytes]:
-        wanted = {reference.location.key: reference.sha256 for reference in references}
+        documents = self._just_stored.take([reference.location.key for reference in references])
+        wanted = {r.location.key: r.sha256 for r in references if r.location.key not in documents}
+        if wanted:
+            documents |= await self._select(wanted)
+        return documents
+
+    async def _select(self, wanted: Mapping[str, str]) -> dict[str, bytes]:
+        """Documents by their key; `wanted` has the SHA-256 that each must have."""
         try:
             async with self._pool.connection() as conn, conn.cursor(binary=True) as curs:
                 rows = await (await curs.execute(_SELECT, (list(wanted),))).fetchall()
         except psycopg.Error as error:
             raise ResultsUnavailable("The results could not be read.") from error
-        documents = {key: self._decompressed(body) for key, body in rows}
-        return {
-            key: document
-            for key, document in documents.items()
-            if document is not None and sha256(document).hexdigest() == wanted[key]
-        }
-
-    def _decompressed(self, body: bytes) -> bytes | None:
-        try:
-            return self._decompressor.decompress(body, max_output_size=DOCUMENT_BYTES_MAX)
-        except zstandard.ZstdError:
-            return None
+        return sound_documents(rows, wanted, self._decompressor)
 
     async def _put_group(self, documents: Sequence[tuple[str, bytes]]) -> Sequence[None]:
         keys, bodies = zip(*documents, strict=True)
         async with self._pool.connection() as conn:
             await conn.execute(_INSERT, (list(keys), list(bodies)), prepare=True)
         return [None] * len(documents)
+
+
+def sound_documents(
+    rows: Iterable[tuple[str, bytes]], wanted: Mapping[str, str], decompressor: zstandard.ZstdDecompressor
+) -> dict[str, bytes]:
+    """Documents by their key, of rows as they lie in the table; without those that are not what `wanted` (SHA-256) says."""
+    documents = ((key, _decompressed(body, decompressor)) for key, body in rows)
+    return {
+        key: document for key, document in documents if document is not None and sha256(document).hexdigest() == wanted[key]
+    }
+
+
+def _decompressed(body: bytes, decompressor: zstandard.ZstdDecompressor) -> bytes | None:
+    try:
+        return decompressor.decompress(body, max_output_size=DOCUMENT_BYTES_MAX)
+    except zstandard.ZstdError:
+        return None
+
+
+class _JustStored:
+    """Documents that this process has stored and nobody has read yet. A projector beside the workers asks for each once."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self._documents: OrderedDict[str, bytes] = OrderedDict()
+        self._room = bytes_max
+
+    def keep(self, key: str, document: bytes) -> None:
+        self.take([key])
+        self._documents[key] = document
+        self._room -= len(document)
+        while self._room < 0:
+            _, oldest = self._documents.popitem(last=False)
+            self._room += len(oldest)
+
+    def take(self, keys: Sequence[str]) -> dict[str, bytes]:
+        taken = {key: self._documents.pop(key) for key in keys if key in self._documents}
+        self._room += sum(map(len, taken.values()))
+        return taken
 
 
 async def _configure(conn: AsyncConnection) -> None:

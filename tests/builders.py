@@ -18,6 +18,7 @@ from events.facts import (
     JobSubmitted,
     OutcomeCounts,
     Priority,
+    ResultCorrected,
     Sensitivity,
     Service,
     SkipReason,
@@ -53,6 +54,7 @@ RULES = Rules(
 )
 DOWN = TaskError(code="unreachable", message="The service cannot be reached.")
 DOCUMENT = b'{"answer":42}'
+CORRECTED = b'{"corrected":true}'
 
 
 def at(seconds: float) -> datetime:
@@ -115,11 +117,35 @@ def completed(
         source=Source.LIVE,
         observed_at=NOW,
         completed_at=when,
+        worker="worker-1",
+    )
+
+
+def corrected(
+    service: Service,
+    *,
+    attempt: int = 1,
+    job_id: UUID = JOB,
+    document: bytes = CORRECTED,
+    replaces: bytes = DOCUMENT,
+    when: datetime = NOW,
+) -> ResultCorrected:
+    return ResultCorrected(
+        job_id=job_id,
+        service=service,
+        attempt=attempt,
+        result=reference_to(job_id, document),
+        replaces=reference_to(job_id, replaces).sha256,
+        parser=f"{service.lower()}/2",
+        reason="the old parser was wrong",
+        corrected_at=when,
     )
 
 
 def failed(service: Service, *, attempt: int = 1, job_id: UUID = JOB, when: datetime = NOW) -> TaskFailed:
-    return TaskFailed(job_id=job_id, service=service, attempt=attempt, error=DOWN, duration_ms=12, failed_at=when)
+    return TaskFailed(
+        job_id=job_id, service=service, attempt=attempt, error=DOWN, duration_ms=12, failed_at=when, worker="worker-1"
+    )
 
 
 def timed_out(service: Service, *, attempt: int = 1, job_id: UUID = JOB, when: datetime = NOW) -> TaskTimedOut:
@@ -158,7 +184,13 @@ def counts(*, succeeded: int = 0, failed: int = 0, timed_out: int = 0, skipped: 
 REFUSAL = (SkipReason.NOT_APPLICABLE, "Reverse DNS lookup requires an IP address target.")
 
 
-def submit_command(*services: Service, refused: tuple[Service, ...] = (), target: Target = ADDRESS) -> SubmitLookup:
+def submit_command(
+    *services: Service,
+    refused: tuple[Service, ...] = (),
+    target: Target = ADDRESS,
+    priority: Priority = Priority.INTERACTIVE,
+    timeout_s: float | None = None,
+) -> SubmitLookup:
     return SubmitLookup(
         job_id=JOB,
         tenant="default",
@@ -168,6 +200,8 @@ def submit_command(*services: Service, refused: tuple[Service, ...] = (), target
         command_ids={service: command_id(service) for service in services},
         requested_by="203.0.113.9",
         now=NOW,
+        priority=priority,
+        timeout_s=timeout_s,
     )
 
 

@@ -21,6 +21,9 @@ from tests.servers.postgres import fresh_database
 from tests.servers.rabbitmq import RabbitMQ, docker_runs, need_rabbitmq, rabbitmq_server
 from tests.servers.valkey import RedisDatabases
 
+# Much is asserted outside of test files: a failure there has to show its values as well.
+pytest.register_assert_rewrite("tests.e2e.independent_check", "tests.e2e.journey")
+
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Get what has to be installed before the first test, whose time limit is not made for downloads."""

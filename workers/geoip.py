@@ -1,6 +1,7 @@
 """GeoIP: where an address is said to be, and whose it is. A local database, else ip-api.com, else a table of countries."""
 
 import ipaddress
+import json
 from typing import Any, Literal
 
 import iptocc
@@ -8,9 +9,10 @@ import maxminddb
 import orjson
 from pydantic import Field
 
+from domain.errors import ErrorCode
 from events.facts import DeferReason, Target
-from workers.lookup import LookupDeferred, LookupFailed, Result
-from workers.network import ErrorCode, HttpAnswer, Network, bounded_wait_s, printable, without_zone
+from workers.lookup import Answer, LookupDeferred, LookupFailed, Parser, RawAnswer, Result
+from workers.network import HttpAnswer, Network, bounded_wait_s, printable, without_zone
 
 IP_API_FIELDS = "status,message,country,countryCode,region,regionName,city,zip,lat,lon,timezone,isp,org,as,query"
 IP_API_WINDOW_S = 60.0
@@ -39,7 +41,7 @@ class GeoIPResult(Result):
     source: Literal["mmdb", "ip-api.com", "iptocc"]
 
 
-async def look_up(target: Target, net: Network) -> GeoIPResult:
+async def look_up(target: Target, net: Network) -> Answer[GeoIPResult]:
     """Only ip-api.com is somebody else, so only then does the policy say what may be asked."""
     if net.mmdb is not None:
         return _from_mmdb(await _address(target, net), net.mmdb)
@@ -48,20 +50,27 @@ async def look_up(target: Target, net: Network) -> GeoIPResult:
         return _from_iptocc(await _address(target, net), "ip-api.com is switched off")
     address = without_zone((await net.addresses_of(target, net.policy.refusal_to_ask_about))[0])
     try:
-        return _from_ip_api(address, await _ask_ip_api(f"{url.rstrip('/')}/{address}", net))
+        answer = await _ask_ip_api(f"{url.rstrip('/')}/{address}", net)
     except IpApiDown:
         return _from_iptocc(address, "ip-api.com could not be reached")
+    return IP_API.read(RawAnswer({"address": address}, answer.body), "ip-api.com")
 
 
 async def _address(target: Target, net: Network) -> str:
     return without_zone((await net.addresses_of(target, lambda _address: None))[0])
 
 
-def _from_mmdb(address: str, mmdb: maxminddb.Reader) -> GeoIPResult:
-    """Reads records of the City, Country, ISP and ASN kinds; what a kind does not have stays null."""
+def _from_mmdb(address: str, mmdb: maxminddb.Reader) -> Answer[GeoIPResult]:
     record = mmdb.get(address) if _fits(address, mmdb) else None
+    # Not orjson: a record may hold integers of 128 bits.
+    return MMDB.read(RawAnswer({"address": address}, json.dumps(record, default=lambda value: value.hex()).encode()), "mmdb")
+
+
+def parse_mmdb(raw: RawAnswer) -> GeoIPResult:
+    """Reads records of the City, Country, ISP and ASN kinds; what a kind does not have stays null. The body is the record."""
+    address, record = raw.about["address"], json.loads(raw.body)
     if not isinstance(record, dict):
-        raise LookupFailed(ErrorCode.NOT_FOUND, f"The GeoIP database has no entry for {address}.")
+        raise LookupFailed(ErrorCode.NOT_FOUND, "The GeoIP database has no entry for this address.")
     traits = {**_part(record, "traits"), **record}
     organization = printable(traits.get("autonomous_system_organization"))
     return GeoIPResult(
@@ -80,6 +89,9 @@ def _from_mmdb(address: str, mmdb: maxminddb.Reader) -> GeoIPResult:
         as_=_autonomous_system(traits.get("autonomous_system_number"), organization),
         source="mmdb",
     )
+
+
+MMDB = Parser("mmdb", 1, parse_mmdb)
 
 
 def _fits(address: str, mmdb: maxminddb.Reader) -> bool:
@@ -137,20 +149,25 @@ def _heed_limit(answer: HttpAnswer, net: Network) -> None:
             raise LookupDeferred(DeferReason.QUOTA, wait_s)
 
 
-def _from_ip_api(address: str, answer: HttpAnswer) -> GeoIPResult:
+def parse_ip_api(raw: RawAnswer) -> GeoIPResult:
+    """`raw.about`: `address` is what was asked about."""
+    address = raw.about["address"]
     try:
-        document = orjson.loads(answer.body)
+        document = orjson.loads(raw.body)
     except orjson.JSONDecodeError:
         document = None
     match document:
         case {"status": "success"}:
             return _located(address, document)
         case {"status": "fail", "message": "private range" | "reserved range" as kind}:
-            raise LookupFailed(ErrorCode.NO_LOCATION, f"{address} is in a {kind}: such addresses have no location.")
+            raise LookupFailed(ErrorCode.NO_LOCATION, f"The address is in a {kind}: such addresses have no location.")
         case {"status": "fail"}:
-            raise LookupFailed(ErrorCode.UPSTREAM_ERROR, f"ip-api.com could not look up {address}.")
+            raise LookupFailed(ErrorCode.UPSTREAM_ERROR, "ip-api.com could not look up this address.")
         case _:
             raise LookupFailed(ErrorCode.UNPARSABLE_ANSWER, "ip-api.com gave an answer that is not in its documented form.")
+
+
+IP_API = Parser("ip-api", 1, parse_ip_api)
 
 
 def _located(address: str, document: dict[str, Any]) -> GeoIPResult:
@@ -172,9 +189,10 @@ def _located(address: str, document: dict[str, Any]) -> GeoIPResult:
     )
 
 
-def _from_iptocc(address: str, why: str) -> GeoIPResult:
+def _from_iptocc(address: str, why: str) -> Answer[GeoIPResult]:
+    """A table that comes with the program: nobody was asked, and there is nothing to read again."""
     country_code = iptocc.country_code(address)
     if country_code is None:
-        message = f"{why}, and the offline table has no country for {address}."
+        message = f"{why}, and the offline table has no country for this address."
         raise LookupFailed(ErrorCode.UPSTREAM_UNREACHABLE, message, transient=True)
-    return GeoIPResult(ip=address, country_code=country_code, source="iptocc")
+    return Answer(GeoIPResult(ip=address, country_code=country_code, source="iptocc"), "iptocc")

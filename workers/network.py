@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
-from enum import StrEnum
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
 from typing import Literal
 
 import dns.asyncresolver
 import dns.exception
+import dns.message
 import dns.name
 import dns.nameserver
 import dns.rdata
@@ -26,6 +26,7 @@ from aiolimiter import AsyncLimiter
 from publicsuffixlist import PublicSuffixList
 
 from domain.address_policy import AddressPolicy
+from domain.errors import ErrorCode
 from events.ending import end
 from events.facts import DeferReason, Target, TargetType
 from workers.lookup import LookupDeferred, LookupFailed
@@ -43,25 +44,6 @@ CLOSE_S = 5.0
 
 Refusal = Callable[[str], str | None]
 """Says why an address must be left alone, or None when it need not be."""
-
-
-class ErrorCode(StrEnum):
-    """The stable codes of failed lookups. Programs act on them, so a code never changes its meaning."""
-
-    ADDRESS_REFUSED = "address_refused"  # The policy forbids the address, or one that the name leads to.
-    ANSWER_TOO_LARGE = "answer_too_large"
-    NAME_NOT_FOUND = "name_not_found"  # The domain has no address.
-    NAME_RESOLUTION_FAILED = "name_resolution_failed"  # No name server gave an answer either way.
-    NETWORK_UNREACHABLE = "network_unreachable"  # Our own host cannot send to the address.
-    NO_LOCATION = "no_location"  # Private and reserved addresses are nowhere.
-    NO_REPLY = "no_reply"  # Every echo was lost.
-    NOT_FOUND = "not_found"  # The source was asked and has no entry.
-    PROBE_NOT_PERMITTED = "probe_not_permitted"  # The kernel forbids the configured way to ping.
-    RDAP_NO_SERVER = "rdap_no_server"
-    TIMEOUT = "timeout"
-    UNPARSABLE_ANSWER = "unparsable_answer"
-    UPSTREAM_ERROR = "upstream_error"
-    UPSTREAM_UNREACHABLE = "upstream_unreachable"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +87,14 @@ class HttpAnswer:
     status: int
     headers: httpx.Headers
     body: bytes
+
+
+@dataclass(frozen=True)
+class DnsAnswer:
+    """`nameserver` is who gave it, "dns" where the resolver does not say."""
+
+    message: dns.message.QueryMessage
+    nameserver: str
 
 
 class IpApiPace:
@@ -169,7 +159,7 @@ class Network:
         for answer in answers:
             if isinstance(answer, LookupFailed):
                 raise answer
-        raise LookupFailed(ErrorCode.NAME_NOT_FOUND, f"The name {name} does not exist or has no address.")
+        raise LookupFailed(ErrorCode.NAME_NOT_FOUND, "The name does not exist or has no address.")
 
     async def _addresses(self, name: str, kind: str) -> list[str] | LookupFailed:
         try:
@@ -180,7 +170,11 @@ class Network:
             return failure
 
     async def records(self, name: str | dns.name.Name, kind: str) -> list[dns.rdata.Rdata]:
-        """The records in no order; none when the name, or this kind of record, does not exist.
+        """The records in no order; none when the name, or this kind of record, does not exist. Fails as `query` does."""
+        return records_of((await self.query(name, kind)).message)
+
+    async def query(self, name: str | dns.name.Name, kind: str) -> DnsAnswer:
+        """What a name server answers, also that the name, or this kind of record, does not exist.
 
         Fails with `timeout` or `name_resolution_failed`, both transient.
         """
@@ -188,15 +182,15 @@ class Network:
             answer = await self.resolver.resolve(
                 name, kind, lifetime=self.settings.dns_timeout_s, search=False, raise_on_no_answer=False
             )
-        except dns.resolver.NXDOMAIN:
-            return []
+        except dns.resolver.NXDOMAIN as nothing:
+            return DnsAnswer(_said_no(nothing), "dns")
         except dns.exception.Timeout:
-            message = f"No name server answered for {name} within {self.settings.dns_timeout_s:g} s."
+            message = f"No name server answered within {self.settings.dns_timeout_s:g} s."
             raise LookupFailed(ErrorCode.TIMEOUT, message, transient=True) from None
         except dns.exception.DNSException:
-            message = f"The name servers could not answer for {name}."
+            message = "The name servers could not answer."
             raise LookupFailed(ErrorCode.NAME_RESOLUTION_FAILED, message, transient=True) from None
-        return list(answer)
+        return DnsAnswer(answer.response, answer.nameserver or "dns")
 
     async def get_policed(self, url: httpx.URL, accept: str) -> HttpAnswer:
         """One GET to a server that a third party named. Redirects are not followed.
@@ -285,6 +279,11 @@ async def open_network(settings: NetworkSettings, now: Callable[[], datetime]) -
     return net
 
 
+def records_of(answer: dns.message.QueryMessage) -> list[dns.rdata.Rdata]:
+    """The records that answer a message's question, behind all its aliases (RFC 1034 section 3.6.2); in no order."""
+    return list(answer.resolve_chaining().answer or ())
+
+
 def allowed(addresses: list[str], refusal: Refusal) -> list[str]:
     for address in addresses:
         if reason := refusal(address):
@@ -311,6 +310,12 @@ def printable(value: object, limit: int = 256) -> str | None:
     if not isinstance(value, str):
         return None
     return "".join(character for character in value if character.isprintable()).strip()[:limit] or None
+
+
+def _said_no(error: dns.resolver.NXDOMAIN) -> dns.message.QueryMessage:
+    """The answer behind the exception: one name was asked for, so there is one."""
+    responses: dict[dns.name.Name, dns.message.QueryMessage] = error.kwargs["responses"]
+    return next(iter(responses.values()))
 
 
 def _unmapped(address: str) -> str:

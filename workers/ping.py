@@ -12,10 +12,12 @@ from typing import Literal, NamedTuple
 
 from icmplib import ICMPRequest, ICMPSocketError, ICMPv4Socket, ICMPv6Socket, SocketPermissionError
 from icmplib.utils import unique_identifier
+from pydantic import TypeAdapter
 
+from domain.errors import ErrorCode
 from events.facts import Target
-from workers.lookup import LookupFailed, Result
-from workers.network import ErrorCode, Network, PingSettings
+from workers.lookup import Answer, LookupFailed, Parser, RawAnswer, Result
+from workers.network import Network, PingSettings
 
 READS_MAX = 64
 """A raw socket hears all ICMP traffic of the host: after this many packets the event loop gets its turn."""
@@ -59,17 +61,24 @@ class PingResult(Result):
     results: list[Echo]
 
 
-async def look_up(target: Target, net: Network) -> PingResult:
+async def look_up(target: Target, net: Network) -> Answer[PingResult]:
     """Fails with `no_reply` when every echo is lost: a host that says nothing must not look like an answer."""
     address = (await net.addresses_of(target, net.policy.refusal_to_probe))[0]
     method, echoes = await _echoes(address, net.settings.ping)
+    about = {"target": target.canonical, "address": address, "method": method}
+    return PARSER.read(RawAnswer(about, ECHOES.dump_json(echoes)), method)
+
+
+def parse(raw: RawAnswer) -> PingResult:
+    """The body is what was measured, a JSON list of `Echo`: no packet says more about an echo than that."""
+    address, echoes = raw.about["address"], ECHOES.validate_json(raw.body)
     times_ms = [echo.roundtrip_time_ms for echo in echoes if echo.success and echo.roundtrip_time_ms is not None]
     if all(echo.status == "NotSent" for echo in echoes):
-        raise LookupFailed(ErrorCode.NETWORK_UNREACHABLE, f"This host has no way to send to {address}.")
+        raise LookupFailed(ErrorCode.NETWORK_UNREACHABLE, "This host has no way to send to the address.")
     if not times_ms:
-        raise LookupFailed(ErrorCode.NO_REPLY, f"{address} answered none of {len(echoes)} echoes (100 % packet loss).")
+        raise LookupFailed(ErrorCode.NO_REPLY, f"The target answered none of {len(echoes)} echoes (100 % packet loss).")
     return PingResult(
-        target=target.canonical,
+        target=raw.about["target"],
         address=address,
         packets_sent=len(echoes),
         packets_received=len(times_ms),
@@ -77,10 +86,13 @@ async def look_up(target: Target, net: Network) -> PingResult:
         average_roundtrip_ms=round(sum(times_ms) / len(times_ms), 3),
         min_roundtrip_ms=min(times_ms),
         max_roundtrip_ms=max(times_ms),
-        method=method,
+        method=raw.about["method"],
         results=echoes,
     )
 
+
+PARSER = Parser("ping", 1, parse)
+ECHOES = TypeAdapter(list[Echo])
 
 Method = Literal["icmp", "tcp"]
 Probe = Callable[[str, PingSettings], Awaitable[list[Echo]]]

@@ -8,15 +8,19 @@ import httpx
 import orjson
 from pydantic import Field
 
+from domain.errors import ErrorCode
 from events.facts import DeferReason, Target, TargetType
-from workers.lookup import LookupDeferred, LookupFailed, Result
-from workers.network import ErrorCode, HttpAnswer, Network, bounded_wait_s, printable, without_zone
+from workers.lookup import Answer, LookupDeferred, LookupFailed, Parser, RawAnswer, Result
+from workers.network import HttpAnswer, Network, bounded_wait_s, printable, without_zone
 
 REDIRECTS_MAX = 5
 ITEMS_MAX = 64
 """Longest list that is taken over into a typed field; the raw document has them all."""
 
 RETRY_AFTER_S = 60.0
+NETWORK, DOMAIN = "ip network", "domain"
+"""The object classes that are asked for (RFC 9083 section 5)."""
+
 REDIRECTS = {301, 302, 303, 307, 308}
 
 
@@ -62,46 +66,59 @@ class RDAPResult(Result):
     raw: dict[str, Any]
 
 
-async def look_up(target: Target, net: Network) -> RDAPResult:
+async def look_up(target: Target, net: Network) -> Answer[RDAPResult]:
     """Asks the registry of the target's block or top-level domain about the block or the registrable domain.
 
     Fails with `rdap_no_server` or `not_found` when there is nobody to ask or nothing registered, and is deferred when the
-    registry wants to be asked less often.
+    registry wants to be asked less often, or says when it will be back.
     """
     if target.type is TargetType.IP_ADDRESS:
         [text] = await net.addresses_of(target, net.policy.refusal_to_ask_about)
         address = ipaddress.ip_address(without_zone(text))
-        base = _server(net.bootstrap.servers_for_address(address), str(address), net)
-        answer = await _ask(base.join(f"ip/{address}"), net)
-        return _about_network(_document(answer, str(address), "ip network"), address)
+        base = _server(net.bootstrap.servers_for_address(address), net)
+        host, answer = await _ask(base.join(f"ip/{address}"), net)
+        return PARSER.read(RawAnswer({"asked": str(address), "kind": NETWORK}, _body(answer)), host)
     name = net.suffixes.privatesuffix(target.canonical) or target.canonical
-    base = _server(net.bootstrap.servers_for_domain(name), name, net)
-    answer = await _ask(base.join(f"domain/{name}"), net)
-    return _about_domain(_document(answer, name, "domain"))
+    base = _server(net.bootstrap.servers_for_domain(name), net)
+    host, answer = await _ask(base.join(f"domain/{name}"), net)
+    return PARSER.read(RawAnswer({"asked": name, "kind": DOMAIN}, _body(answer)), host)
 
 
-def _server(bases: tuple[str, ...], asked: str, net: Network) -> httpx.URL:
+def parse(raw: RawAnswer) -> RDAPResult:
+    """`raw.about`: `asked` is the address or the name, `kind` the RDAP object class that it was asked for."""
+    asked, kind = raw.about["asked"], raw.about["kind"]
+    document = _parsed(raw.body, kind)
+    return _about_network(document, ipaddress.ip_address(asked)) if kind == NETWORK else _about_domain(document)
+
+
+PARSER = Parser("rdap", 1, parse)
+
+
+def _server(bases: tuple[str, ...], net: Network) -> httpx.URL:
     for base in bases:
         url = httpx.URL(base if base.endswith("/") else f"{base}/")
         if _may_speak(url, net):
             return url
     if bases:
-        raise LookupFailed(ErrorCode.RDAP_NO_SERVER, f"The registry of {asked} offers RDAP without encryption only.")
-    raise LookupFailed(ErrorCode.RDAP_NO_SERVER, f"No registry is known to offer RDAP for {asked}.")
+        raise LookupFailed(ErrorCode.RDAP_NO_SERVER, "The registry offers RDAP without encryption only.")
+    raise LookupFailed(ErrorCode.RDAP_NO_SERVER, "No registry is known to offer RDAP for this target.")
 
 
 def _may_speak(url: httpx.URL, net: Network) -> bool:
     return url.scheme == "https" or (url.scheme == "http" and net.settings.rdap_allow_http)
 
 
-async def _ask(url: httpx.URL, net: Network) -> HttpAnswer:
-    """Follows at most `REDIRECTS_MAX` redirects; each hop's host is resolved and passes the address policy like the first."""
+async def _ask(url: httpx.URL, net: Network) -> tuple[str, HttpAnswer]:
+    """The answer, and the host that gave it at last.
+
+    Follows at most `REDIRECTS_MAX` redirects; each hop's host is resolved and passes the address policy like the first.
+    """
     try:
         async with asyncio.timeout(net.settings.http_timeout_s):
             for _ in range(REDIRECTS_MAX + 1):
                 answer = await net.get_policed(url, "application/rdap+json")
                 if answer.status not in REDIRECTS:
-                    return answer
+                    return url.host, answer
                 url = _next(url, answer.headers.get("location"), net)
     except TimeoutError:
         message = f"{url.host} did not answer within {net.settings.http_timeout_s:g} s."
@@ -119,34 +136,37 @@ def _next(url: httpx.URL, location: str | None, net: Network) -> httpx.URL:
     return hop
 
 
-def _document(answer: HttpAnswer, asked: str, kind: str) -> dict[str, Any]:
-    """The answer's JSON object, of the kind asked for, or the failure that its status stands for (RFC 7480 section 5)."""
+def _body(answer: HttpAnswer) -> bytes:
+    """The answer's body, or the failure that its status stands for (RFC 7480 section 5)."""
     match answer.status:
         case 200:
-            return _parsed(answer.body, asked, kind)
+            return answer.body
         case 404:
-            raise LookupFailed(ErrorCode.NOT_FOUND, f"The registry has no registration data for {asked}.")
+            raise LookupFailed(ErrorCode.NOT_FOUND, "The registry has no registration data for this target.")
         case 429:
             raise LookupDeferred(DeferReason.QUOTA, bounded_wait_s(answer.headers.get("retry-after"), RETRY_AFTER_S))
+        case 503 if "retry-after" in answer.headers:
+            raise LookupDeferred(DeferReason.BREAKER, bounded_wait_s(answer.headers["retry-after"], RETRY_AFTER_S))
         case status:
             message = f"The RDAP server answered with status {status}."
             raise LookupFailed(ErrorCode.UPSTREAM_ERROR, message, transient=status >= 500)  # noqa: PLR2004 - server errors
 
 
-def _parsed(body: bytes, asked: str, kind: str) -> dict[str, Any]:
+def _parsed(body: bytes, kind: str) -> dict[str, Any]:
+    """The body's JSON object, of the kind asked for."""
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError:
         raise LookupFailed(ErrorCode.UNPARSABLE_ANSWER, "The RDAP server's answer is not JSON.") from None
     if not isinstance(document, dict) or document.get("objectClassName") != kind:
-        raise LookupFailed(ErrorCode.UNPARSABLE_ANSWER, f"The RDAP server's answer for {asked} does not describe a {kind}.")
+        raise LookupFailed(ErrorCode.UNPARSABLE_ANSWER, f"The RDAP server's answer does not describe a {kind}.")
     return document
 
 
 def _about_network(document: dict[str, Any], address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> RDAPResult:
     prefixes = _prefixes(document)
     if prefixes and not any(address in prefix for prefix in prefixes):
-        raise LookupFailed(ErrorCode.UNPARSABLE_ANSWER, f"The RDAP server's answer is about a network without {address}.")
+        raise LookupFailed(ErrorCode.UNPARSABLE_ANSWER, "The RDAP server's answer is about another network.")
     network = RDAPNetwork(
         start_address=printable(document.get("startAddress")),
         end_address=printable(document.get("endAddress")),

@@ -8,6 +8,7 @@ from uuid import UUID
 import orjson
 from aiohttp import web
 
+from domain.options import InvalidOption, parse_timeout_s
 from domain.services import InvalidServices, parse_services
 from domain.target import InvalidTarget, parse_target
 from events.record import Cause
@@ -24,7 +25,11 @@ OUTCOME_UNKNOWN = (
 RETRY_AFTER_S = 2
 POLL_AFTER_S = 1
 ANONYMOUS = "anonymous"
-"""The actor in an envelope, which is never erased. The client's address goes into `requested_by`, which is erasable."""
+"""The actor in an envelope, which is never erased. The client's address goes into `requested_by`, which is erasable.
+
+Nobody is authenticated yet: what a client says of itself would be no evidence, so it is not asked, and there is no key id.
+"""
+ASKED = "asked over HTTP"
 
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
 """W3C Trace Context section 3.2.2. What does not look like one is passed over, as section 3.2 asks."""
@@ -52,17 +57,21 @@ class WriteApi:
         try:
             target = parse_target(body.get("target"))
             services = parse_services(body.get("services"))
-        except (InvalidTarget, InvalidServices) as invalid:
+            timeout_s = parse_timeout_s(body.get("timeoutSeconds"))
+        except (InvalidTarget, InvalidServices, InvalidOption) as invalid:
             return self.problem(400, invalid.code, invalid.message)
         cause = Cause(
             actor=ANONYMOUS,
             correlation_id=self.new_id(),
             request_id=self.request_id_of(request),
+            reason=ASKED,
             traceparent=_traceparent_of(request.headers.get("traceparent", "")),
         )
         job_id = self.new_id()
         try:
-            accepted = await self.submitter.submit(job_id, target, services, cause, requested_by=request.remote)
+            accepted = await self.submitter.submit(
+                job_id, target, services, cause, requested_by=request.remote, timeout_s=timeout_s
+            )
         except StoreUnavailable:
             return self.problem(503, "store_unavailable", STORE_UNAVAILABLE, headers={"Retry-After": str(RETRY_AFTER_S)})
         except OutcomeUnknown:

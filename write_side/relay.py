@@ -3,8 +3,8 @@
 Promises:
 
 - **At least once.** A checkpoint moves only after the broker confirmed. Facts and commands have their own.
-- **One at a time.** The leader holds an advisory lock on a connection of its own, which the database ends when it falls silent
-  (`idle_session_timeout`): a frozen leader loses the lock, and when it wakes it can only publish again what was published.
+- **One at a time.** Who leads, and how far the relay has come, is kept by the ledger (`write_side/checkpoints.py`). A leader
+  that was frozen and wakes can only publish again what was published.
 - **No queue holds up the rest.** A queue that takes nothing is tried again within a bound, then passed over: the deadlines
   dispatch its tasks again.
 """
@@ -16,142 +16,136 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from uuid import UUID
 
-from psycopg import AsyncConnection, sql
-
 from domain.commands import LookUp, lines_of
 from domain.saga import replay
 from events.bus import COMMANDS, FACTS, Bus, BusUnavailable, Queue
-from events.catalog import TOPICS
+from events.catalog import topics_of
 from events.chain import next_head
+from events.ending import end
 from events.facts import Erased, Fact, JobCancelled, JobCompleted, JobFailed, JobSubmitted, Service, Task, TasksDispatched
 from events.record import StoredFact, envelope_of, fact_of, hash_of
 from events.store import EventStore
 from events.wire import cloud_events, stretch_headers
 from write_side import checkpoints
+from write_side.checkpoints import HEARTBEAT_S, Checkpoint, OpenLedger, RelayLedger
 
-RELAY_LOCK = 0x72656C6179  # "relay"
-LOG_CHANNEL = "stored_events"  # The eventsourcing library's NOTIFY channel is the name of its table.
+STOP_S = 5.0
 STRETCH_MAX = 500
 COMMANDS_PER_MESSAGE = 20
 QUEUE_TRIES = 3
-HEARTBEAT_S = 1.0
-SILENCE_MAX_S = 5
 EPOCH_INTERVAL_S = 2.0
 REPUBLISH_PAGE = 200
-CLOSING_TOPICS = tuple(TOPICS[fact] for fact in (JobCompleted, JobFailed, JobCancelled))
+OPENING_TOPICS = topics_of(JobSubmitted)
+CLOSING_TOPICS = topics_of(JobCompleted, JobFailed, JobCancelled)
 
 log = logging.getLogger(__name__)
 
 
-class LeadershipLost(Exception):  # noqa: N818 - an outcome, in the field's words
-    """Somebody else leads now, or the database ended our connection."""
+class CheckpointAhead(Exception):  # noqa: N818 - a finding about the log, in the domain's words
+    """The relay has published facts that the log does not have: they were taken out, or the database was put back by hand."""
 
 
 @dataclass
-class Checkpoint:
-    position: int
-    log_head: bytes
+class RelayCounters:
+    """What was published and confirmed. `commands_again` are of tasks that waited when the broker had lost its messages."""
+
+    facts: int = 0
+    commands: int = 0
+    commands_again: int = 0
 
 
 @dataclass
 class Relay:
     """Follows the log while it leads; waits for its turn otherwise. Runs until cancelled or an error ends it."""
 
-    database_url: str
+    open_ledger: OpenLedger
     store: EventStore
     bus: Bus
     now: Callable[[], datetime]
     checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
     leading: bool = False
+    counters: RelayCounters = field(default_factory=RelayCounters)
+    _log_id: str = ""
 
     async def run(self) -> None:
-        async with await AsyncConnection.connect(self.database_url, autocommit=True, connect_timeout=2) as conn:
-            await self._become_leader(conn)
+        async with self.open_ledger() as ledger:
+            await ledger.lead()
             self.leading = True
             try:
-                await self._lead(conn)
+                await self._lead(ledger)
             finally:
                 self.leading = False
 
-    async def _become_leader(self, conn: AsyncConnection) -> None:
-        await conn.execute(sql.SQL("SET idle_session_timeout = {}").format(sql.Literal(f"{SILENCE_MAX_S}s")))
-        # A checkpoint that a crash of the database takes back costs a second publish, which is promised anyway.
-        await conn.execute("SET synchronous_commit = off")
-        while True:
-            cursor = await conn.execute("SELECT pg_try_advisory_lock(%s)", (RELAY_LOCK,))
-            if await cursor.fetchone() == (True,):
-                return
-            await asyncio.sleep(HEARTBEAT_S)
-
-    async def _lead(self, conn: AsyncConnection) -> None:
-        await conn.execute(sql.SQL("LISTEN {}").format(sql.Identifier(LOG_CHANNEL)))
-        rows = await (await conn.execute(checkpoints.SELECT)).fetchall()
-        self.checkpoints = {name: Checkpoint(position, log_head) for name, position, log_head in rows}
-        source = f"/lookup/{await self.store.log_id()}"
+    async def _lead(self, ledger: RelayLedger) -> None:
+        self.checkpoints = await ledger.read()
+        await self._check_checkpoints()
+        self._log_id = str(await self.store.log_id())
         epoch_checked_at = float("-inf")
         clock = asyncio.get_running_loop().time
         while True:
             if clock() - epoch_checked_at >= EPOCH_INTERVAL_S:
-                await self._alive(conn, self._check_epoch())
+                await self._alive(ledger, self._check_epoch())
                 epoch_checked_at = clock()
             stretch = await self.store.read_all(min(c.position for c in self.checkpoints.values()), STRETCH_MAX)
             if stretch:
-                await self._alive(conn, self._relay(conn, stretch, source))
+                await self._alive(ledger, self._relay(ledger, stretch))
             if len(stretch) < STRETCH_MAX:
                 # What was committed meanwhile has notified us already: then this wait is none.
-                await self._wait_for_more(conn)
+                await ledger.wait_for_more()
 
-    async def _wait_for_more(self, conn: AsyncConnection) -> None:
-        """Until NOTIFY, but a second at most: a notification can be lost, and silence would cost the lock."""
-        notified = False
-        async for _ in conn.notifies(timeout=HEARTBEAT_S, stop_after=1):
-            notified = True
-        if not notified:
-            await conn.execute("SELECT 1")
-
-    async def _alive(self, conn: AsyncConnection, work: Awaitable[None]) -> None:
-        """Await work and keep the connection, and with it the lock, alive meanwhile."""
+    async def _alive(self, ledger: RelayLedger, work: Awaitable[None]) -> None:
+        """Await work and keep the lead meanwhile. When this ends, the work has ended too."""
         task = asyncio.ensure_future(work)
         try:
             while not (await asyncio.wait({task}, timeout=HEARTBEAT_S))[0]:
-                await conn.execute("SELECT 1")
+                await ledger.keep_alive()
             await task
         finally:
-            task.cancel()
+            await end([task], STOP_S)
 
-    async def _relay(self, conn: AsyncConnection, stretch: Sequence[StoredFact], source: str) -> None:
+    async def _check_checkpoints(self) -> None:
+        """Facts that come to lie below a checkpoint would never be told: rather tell nothing."""
+        head = await self.store.head()
+        ahead = max(checkpoint.position for checkpoint in self.checkpoints.values())
+        if ahead > head:
+            raise CheckpointAhead(f"The relay has told the log up to position {ahead}, and the log ends at {head}.")
+
+    async def _relay(self, ledger: RelayLedger, stretch: Sequence[StoredFact]) -> None:
         """Publish a stretch; facts and commands go side by side, and neither's failure undoes the other."""
         results = await asyncio.gather(
-            self._relay_commands(conn, stretch), self._relay_facts(conn, stretch, source), return_exceptions=True
+            self._relay_commands(ledger, stretch), self._relay_facts(ledger, stretch), return_exceptions=True
         )
         for result in results:
             if isinstance(result, BaseException):
                 raise result
 
-    async def _relay_facts(self, conn: AsyncConnection, stretch: Sequence[StoredFact], source: str) -> None:
+    async def _relay_facts(self, ledger: RelayLedger, stretch: Sequence[StoredFact]) -> None:
         done = self.checkpoints[checkpoints.FACTS]
         new = [stored for stored in stretch if stored.position > done.position]
         if not new:
             return
-        await self.bus.publish(FACTS, cloud_events(new, source), stretch_headers(done.position, new[-1].position))
+        headers = stretch_headers(done.position, new[-1].position, self._log_id)
+        await self.bus.publish(FACTS, cloud_events(new, f"/lookup/{self._log_id}"), headers)
         log_head = done.log_head
         for stored in new:
             log_head = next_head(log_head, stored.position, hash_of(stored.state))
-        await self._move(conn, checkpoints.FACTS, new[-1].position, log_head)
+        self.counters.facts += len(new)
+        await self._move(ledger, checkpoints.FACTS, new[-1].position, log_head)
 
-    async def _relay_commands(self, conn: AsyncConnection, stretch: Sequence[StoredFact]) -> None:
+    async def _relay_commands(self, ledger: RelayLedger, stretch: Sequence[StoredFact]) -> None:
         done = self.checkpoints[checkpoints.COMMANDS]
         new = [stored for stored in stretch if stored.position > done.position]
         if not new:
             return
-        await self._publish_commands(commands_of(new, self.now()))
-        await self._move(conn, checkpoints.COMMANDS, new[-1].position, done.log_head)
+        commands = commands_of(new, self.now())
+        await self._publish_commands(commands)
+        self.counters.commands += sum(len(of_queue) for of_queue in commands.values())
+        await self._move(ledger, checkpoints.COMMANDS, new[-1].position, done.log_head)
 
-    async def _move(self, conn: AsyncConnection, name: str, position: int, log_head: bytes) -> None:
-        cursor = await conn.execute(checkpoints.MOVE, (position, log_head, name, position))
-        if cursor.rowcount != 1:
-            raise LeadershipLost("The checkpoint stands further than ours: somebody else leads.")
-        self.checkpoints[name] = Checkpoint(position, log_head)
+    async def _move(self, ledger: RelayLedger, name: str, position: int, log_head: bytes) -> None:
+        checkpoint = Checkpoint(position, log_head)
+        await ledger.move(name, checkpoint)
+        self.checkpoints[name] = checkpoint
 
     async def _publish_commands(self, commands: Mapping[Queue, Sequence[LookUp]]) -> None:
         """Publish in small batches. Raises `BusUnavailable` only when the broker takes nothing at all."""
@@ -171,23 +165,28 @@ class Relay:
             messages = [message for message, _ in failed]
             if not messages:
                 return
+        # Raises when it is not these queues that are bad, but the broker that went down meanwhile: then nothing is passed over.
+        await self.bus.read_epoch()
         for queue, _ in messages:
             log.error("Queue %s takes nothing; its tasks are dispatched again when they are due.", queue.name)
 
     async def _check_epoch(self) -> None:
-        """A broker that lost our marker lost messages too: publish the commands of all open tasks again, at once."""
-        if await self.bus.read_epoch() is not None:
+        """A broker that lost our marker lost messages too, and one with another log's never had ours: publish the commands
+        of all open tasks again, at once.
+        """
+        if await self.bus.read_epoch() == self._log_id:
             return
         published = await self._republish_open_tasks()
-        await self.bus.write_epoch(str(await self.store.log_id()))
+        await self.bus.write_epoch(self._log_id)
+        self.counters.commands_again += published
         if published:
-            log.warning("The broker came back empty: the commands of %d open tasks were published again.", published)
+            log.warning("The broker has nothing of this log: the commands of %d open tasks were published again.", published)
 
     async def _republish_open_tasks(self) -> int:
         published = 0
         after: UUID | None = None
         passed = self.checkpoints[checkpoints.COMMANDS].position
-        while job_ids := await self.store.open_streams(TOPICS[JobSubmitted], CLOSING_TOPICS, after, REPUBLISH_PAGE):
+        while job_ids := await self.store.open_streams(OPENING_TOPICS, CLOSING_TOPICS, after, REPUBLISH_PAGE):
             streams = await self.store.read(job_ids)
             commands: dict[Queue, list[LookUp]] = {}
             for stream in streams.values():
@@ -204,7 +203,7 @@ def commands_of(stretch: Sequence[StoredFact], now: datetime) -> dict[Queue, lis
     """The commands that a stretch of the log tells workers, by queue. What has expired meanwhile is not worth sending."""
     commands: dict[Queue, list[LookUp]] = {}
     for stored in stretch:
-        if stored.topic != _DISPATCHED:
+        if stored.topic not in _DISPATCHED:
             continue
         fact = fact_of(stored.topic, stored.state)
         assert isinstance(fact, TasksDispatched)
@@ -217,7 +216,7 @@ def commands_of(stretch: Sequence[StoredFact], now: datetime) -> dict[Queue, lis
     return commands
 
 
-_DISPATCHED = TOPICS[TasksDispatched]
+_DISPATCHED = topics_of(TasksDispatched)
 
 
 def _open_commands(stream: Sequence[StoredFact]) -> list[tuple[Queue, LookUp]]:
@@ -226,11 +225,12 @@ def _open_commands(stream: Sequence[StoredFact]) -> list[tuple[Queue, LookUp]]:
         return []
     facts: list[Fact] = [fact_of(stored.topic, stored.state) for stored in stream]
     saga = replay(facts)
+    traceparent = envelope_of(stream[0].state).get("traceparent")
     last: dict[Service, tuple[TasksDispatched, Task]] = {
         task.service: (fact, task) for fact in facts if isinstance(fact, TasksDispatched) for task in fact.tasks
     }
     return [
-        (COMMANDS[service, saga.submitted.priority], _command(*last[service], None))
+        (COMMANDS[service, saga.submitted.priority], _command(*last[service], traceparent))
         for service, task in saga.open_tasks.items()
         if task.dispatched_at is not None and not isinstance(last[service][0].target, Erased)
     ]

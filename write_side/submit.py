@@ -37,7 +37,14 @@ class Submitter:
     tenant: str
 
     async def submit(
-        self, job_id: UUID, target: Target, services: Sequence[Service], cause: Cause, *, requested_by: str | None
+        self,
+        job_id: UUID,
+        target: Target,
+        services: Sequence[Service],
+        cause: Cause,
+        *,
+        requested_by: str | None,
+        timeout_s: float | None = None,
     ) -> Accepted:
         command = SubmitLookup(
             job_id=job_id,
@@ -48,6 +55,7 @@ class Submitter:
             command_ids={service: self.new_id() for service in services},
             requested_by=requested_by,
             now=self.now(),
+            timeout_s=timeout_s,
         )
         facts = saga.submit(command, self.rules)
         head = await self.sagas.begin(command.job_id, facts, cause)

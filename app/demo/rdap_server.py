@@ -5,6 +5,7 @@
 | `missing.org` | 404 with an RDAP error document |
 | `busy.org` | 429 with Retry-After: 7 |
 | `broken.org` | 500 |
+| `resting.org` | 503 with Retry-After: 9 |
 | `moved.org` | three redirects, then the document |
 | `loop.org` | redirects to itself for ever |
 | `astray.org` | redirects to a cloud's metadata address |
@@ -49,12 +50,16 @@ TANGLED: dict[str, Any] = {
 
 
 class RdapServer:
-    """Serves until `stop`. `served` holds the last (path, status, If-None-Match) triples and `hosts` the Host headers."""
+    """Serves until `stop`. `served` holds the last (path, status, If-None-Match) triples and `hosts` the Host headers.
+
+    `asked` holds the last paths as they were asked for, also those that were not answered.
+    """
 
     def __init__(self) -> None:
         self.base_url = ""
         self.served: deque[tuple[str, int, str | None]] = deque(maxlen=1000)
         self.hosts: deque[str] = deque(maxlen=1000)
+        self.asked: deque[str] = deque(maxlen=1000)
         self.bootstrap_files: dict[str, bytes] = {}
         self._app = web.Application(middlewares=[self._record])
         self._app.router.add_get("/ip/{address}", self._ip)
@@ -76,6 +81,7 @@ class RdapServer:
     @web.middleware
     async def _record(self, request: web.Request, handler: Any) -> web.StreamResponse:
         self.hosts.append(request.host)
+        self.asked.append(request.path)
         response: web.StreamResponse = await handler(request)
         self.served.append((request.path, response.status, request.headers.get("If-None-Match")))
         return response
@@ -114,6 +120,7 @@ def _odd(name: str) -> web.Response | None:
     odd: dict[str, Callable[[], web.Response]] = {
         "missing.org": lambda: _rdap(error_document(404, "Not found"), status=404),
         "busy.org": lambda: _rdap(error_document(429, "Too many requests"), status=429, headers={"Retry-After": "7"}),
+        "resting.org": lambda: _rdap(error_document(503, "Back soon"), status=503, headers={"Retry-After": "9"}),
         "broken.org": lambda: _rdap(error_document(500, "Broken"), status=500),
         "moved.org": lambda: _redirect(f"/moved/1/domain/{name}"),
         "loop.org": lambda: _redirect(f"/domain/{name}"),

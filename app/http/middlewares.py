@@ -8,10 +8,12 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 from uuid_utils.compat import uuid7
 
-from app.http.problem import problem
+from app.http.connection import BROKEN_OFF, Connection
+from app.http.problem import problem, problem_of
 
 BODY_BYTES_MAX = 65_536
-BODY_TIMEOUT_S = 10.0
+BODY_TOO_LARGE = f"The request body may have {BODY_BYTES_MAX} bytes at most."
+NOT_JSON = "The request body must be JSON and be called so. With curl, add: -H 'Content-Type: application/json'"
 REQUEST_ID = web.RequestKey("request_id", str)
 _WELL_FORMED = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -40,17 +42,10 @@ async def with_problems(request: web.Request, handler: Handler) -> web.StreamRes
     """Every error leaves as problem+json in our own words."""
     try:
         return await handler(request)
-    except web.HTTPRequestEntityTooLarge:
-        return problem(413, "body_too_large", f"The request body may have {BODY_BYTES_MAX} bytes at most.")
-    except web.HTTPMethodNotAllowed as error:
-        allowed = ", ".join(sorted(error.allowed_methods))
-        return problem(405, "method_not_allowed", f"This address takes {allowed}.", headers={"Allow": allowed})
-    except web.HTTPNotFound:
-        return problem(404, "not_found", "There is nothing at this address.")
     except web.HTTPException as error:
         if error.status < 400:  # noqa: PLR2004 - a redirect is no problem
             raise
-        return problem(error.status, "bad_request", "The request cannot be understood.")
+        return problem_of(error)
     except ConnectionResetError:
         raise
     except Exception:
@@ -60,13 +55,45 @@ async def with_problems(request: web.Request, handler: Handler) -> web.StreamRes
 
 @web.middleware
 async def with_bounded_body(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Read the body here, within a time; `client_max_size` bounds its length, and compressed ones are not taken."""
-    if request.headers.get("Content-Encoding", "identity") != "identity":
-        return problem(415, "content_encoding", "Compressed request bodies are not taken.")
-    if request.can_read_body:
-        try:
-            async with asyncio.timeout(BODY_TIMEOUT_S):
-                await request.read()
-        except TimeoutError:
-            return problem(408, "body_too_slow", "The request body took too long to arrive.")
+    """Read the body here: JSON as it is, so long at most, and whole within the time that its connection gives it."""
+    if request.match_info.http_exception is not None or not request.can_read_body:
+        return await handler(request)
+    refusal = _refusal_of_body(request)
+    if refusal is not None:
+        return refusal
+    protocol = request.protocol
+    assert isinstance(protocol, Connection)
+    try:
+        async with asyncio.timeout_at(protocol.arrives_by):
+            await request.read()
+    except web.HTTPRequestEntityTooLarge:
+        return problem(413, "body_too_large", BODY_TOO_LARGE)
+    except TimeoutError:
+        return problem(408, "body_too_slow", "The request body took too long to arrive.")
+    except web.RequestPayloadError:
+        refusal = problem(400, "body_broken_off", BROKEN_OFF)
+        refusal.force_close()
+        return refusal
     return await handler(request)
+
+
+def _refusal_of_body(request: web.Request) -> web.Response | None:
+    """What the headers say is reason enough: nothing of the body is read, let alone unpacked."""
+    if any(encoding.strip().lower() != "identity" for encoding in request.headers.getall("Content-Encoding", ())):
+        return problem(415, "content_encoding", "Compressed request bodies are not taken.")
+    if (request.content_length or 0) > BODY_BYTES_MAX:
+        return problem(413, "body_too_large", BODY_TOO_LARGE)
+    if not _may_be_json(request.headers.get("Content-Type", "")):
+        return problem(415, "content_type", NOT_JSON)
+    return None
+
+
+def _may_be_json(content_type: str) -> bool:
+    """JSON, or nothing said, which application/octet-stream is another word for (RFC 9110 section 8.3).
+
+    What a web page can send across origins without being asked (a form, plain text) is not taken.
+    """
+    media_type = content_type.partition(";")[0].strip().lower()
+    return media_type in {"", "application/json", "application/octet-stream"} or (
+        media_type.startswith("application/") and media_type.endswith("+json")
+    )

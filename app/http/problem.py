@@ -31,3 +31,15 @@ def problem(
         **(members or {}),
     }
     return web.Response(status=status, body=orjson.dumps(body), content_type="application/problem+json", headers=headers)
+
+
+def problem_of(error: web.HTTPException) -> web.Response:
+    """What aiohttp refuses by an exception, in our words."""
+    match error:
+        case web.HTTPMethodNotAllowed():
+            allowed = ", ".join(sorted(error.allowed_methods))
+            return problem(405, "method_not_allowed", f"This address takes {allowed}.", headers={"Allow": allowed})
+        case web.HTTPNotFound():
+            return problem(404, "not_found", "There is nothing at this address.")
+        case _:
+            return problem(error.status, "bad_request", "The request cannot be understood.")

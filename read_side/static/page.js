@@ -11,6 +11,7 @@ const ROWS_MAX = 64;
 const DEPTH_MAX = 4;
 const TEXT_MAX = 4_000;
 const RAW_MAX = 1_000_000;
+const FACTS_MAX = 200;
 
 const JOB_ID = /^#job=([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})$/i;
 const ENDED = new Set(["Succeeded", "Failed", "TimedOut", "Skipped"]);
@@ -199,10 +200,12 @@ function showJob(jobId, job) {
   setText(byId("job-summary"), summaryOf(job, results));
   showWarnings(Array.isArray(job.warnings) ? job.warnings.slice(0, ROWS_MAX) : []);
   for (const result of results) showCard(result);
+  showHistory();
 }
 
 function showNewJob(jobId, job) {
   cards.clear();
+  byId("job-history").open = false;
   byId("cards").replaceChildren();
   byId("job-target").textContent = textOf(job.target);
   byId("job-id").textContent = jobId;
@@ -210,6 +213,24 @@ function showNewJob(jobId, job) {
   byId("job").hidden = false;
   document.title = `${textOf(job.target)} – Distributed Lookup`;
   if (!byId("target").value) byId("target").value = textOf(job.target);
+}
+
+/** Asked for only while it is unfolded, and again with each piece of news. */
+async function showHistory() {
+  const jobId = byId("job-id").textContent;
+  if (!byId("job-history").open) return;
+  const { status, body } = await ask(`api/lookup/${jobId}/history?limit=${FACTS_MAX}`, { signal: following.signal });
+  if (byId("job-id").textContent !== jobId || following.signal.aborted) return;
+  if (status === 200 && Array.isArray(body?.facts)) {
+    byId("history").replaceChildren(...body.facts.slice(0, FACTS_MAX).map(factLine));
+    setText(byId("history-note"), body.next ? "There is more." : "");
+  } else {
+    setText(byId("history-note"), status === null ? UNREACHABLE : messageOf(body));
+  }
+}
+
+function factLine({ recordedAt, sentence }) {
+  return element("li", "", element("time", "", instantOf(recordedAt, { timeStyle: "medium" })), element("span", "", textOf(sentence)));
 }
 
 function factsOf(job) {
@@ -397,6 +418,7 @@ function setText(node, text) {
 
 window.addEventListener("hashchange", followFragment);
 byId("again").addEventListener("click", followFragment);
+byId("job-history").addEventListener("toggle", () => { byId("history").replaceChildren(); showHistory(); });
 byId("target").addEventListener("input", clearErrors);
 listServices();
 followFragment();

@@ -1,44 +1,47 @@
 """What every bus promises: the same suite for RabbitMQ, Redis streams and the in-memory twin."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
 
+import aio_pika
 import pytest
+from redis.asyncio import Redis
 
 from events.bus import COMMANDS, FACTS, OUTCOMES, Bus, Delivery, Inbox
 from events.facts import Priority, Service
 from events.memory import MemoryBus, MemoryInbox
-from events.rabbit_bus import RabbitBus
-from events.redis_bus import RedisBus
+from events.redis_bus import PREFIX, RedisBus
+from tests.servers.buses import TRANSPORTS, OpenBus, opening_buses
 
 CLAIM_IDLE_S = 4.0
 """Above what a test holds a delivery in hand: below it, live work is handed out twice, and rightly so."""
 PATIENCE_S = 20.0
 
-OpenBus = Callable[[], Bus]
+Lose = Callable[[Bus], Awaitable[None]]
 
 
-@pytest.fixture(params=["memory", "redis", "rabbitmq"])
+@pytest.fixture(params=TRANSPORTS)
 async def open_bus(request: pytest.FixtureRequest) -> AsyncIterator[OpenBus]:
-    """Opens any number of connections to one broker; all are stopped at the end."""
-    opened: list[Bus] = []
-    server = {"redis": "redis_url", "rabbitmq": "rabbitmq_vhost_url"}.get(request.param)
-    url = request.getfixturevalue(server) if server else ""
+    async with opening_buses(request, claim_idle_s=CLAIM_IDLE_S) as make:
+        yield make
 
-    def make() -> Bus:
-        if request.param == "memory":
-            opened.append(opened[0] if opened else MemoryBus())
-        elif request.param == "redis":
-            opened.append(RedisBus(url, claim_idle_s=CLAIM_IDLE_S))
+
+@pytest.fixture
+def lose_a_queue(request: pytest.FixtureRequest) -> Lose:
+    """Deletes the queue of outcomes, with all that is in it, behind everybody's back."""
+
+    async def lose(bus: Bus) -> None:
+        if isinstance(bus, MemoryBus):
+            bus.lose(OUTCOMES)
+        elif isinstance(bus, RedisBus):
+            async with Redis.from_url(request.getfixturevalue("redis_url")) as redis:
+                await redis.delete(PREFIX + OUTCOMES.name)
         else:
-            opened.append(RabbitBus(url))
-        return opened[-1]
+            connection = await aio_pika.connect(request.getfixturevalue("rabbitmq_vhost_url"))
+            async with connection, connection.channel() as channel:
+                await channel.queue_delete(OUTCOMES.name)
 
-    yield make
-    for bus in opened:
-        with suppress(Exception):
-            await bus.stop()
+    return lose
 
 
 async def take(inbox: Inbox, count: int) -> list[Delivery]:
@@ -141,6 +144,43 @@ async def test_what_a_reader_left_unacknowledged_comes_again_and_is_counted(open
     await inbox.ack([again])
 
 
+async def test_what_a_closed_inbox_gives_back_comes_to_the_next_reader_as_new(open_bus: OpenBus) -> None:
+    """More waits than may be in hand: without closing first, the broker hands on to whom gives back, and counts it."""
+    first = open_bus()
+    inbox = first.subscribe(OUTCOMES, in_hand_max=2)
+    await first.start()
+    bodies = {str(number).encode() for number in range(8)}
+    for body in bodies:
+        await first.publish(OUTCOMES, body)
+    in_hand = await take(inbox, 2)
+
+    await inbox.close()
+    for delivery in (*in_hand, *inbox.waiting()):
+        await first.publish(OUTCOMES, delivery.body)
+        await inbox.ack([delivery])
+    await first.stop()
+
+    second = open_bus()
+    inbox = second.subscribe(OUTCOMES, in_hand_max=16)
+    await second.start()
+    taken = await take(inbox, len(bodies))
+    assert {delivery.body: delivery.delivery_count for delivery in taken} == dict.fromkeys(bodies, 1)
+    await inbox.ack(taken)
+
+
+async def test_a_closed_inbox_takes_nothing_more_in(open_bus: OpenBus) -> None:
+    bus = open_bus()
+    inbox = bus.subscribe(OUTCOMES, in_hand_max=4)
+    await bus.start()
+
+    await inbox.close()
+    await bus.publish(OUTCOMES, b"late")
+
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.5):
+            await inbox.take(1)
+
+
 async def test_the_epoch_is_kept_by_the_broker(open_bus: OpenBus) -> None:
     bus = open_bus()
     await bus.start()
@@ -150,3 +190,17 @@ async def test_the_epoch_is_kept_by_the_broker(open_bus: OpenBus) -> None:
 
     assert await bus.read_epoch() == "log-1"
     assert await bus.read_epoch() == "log-1"
+
+
+async def test_what_is_lost_while_the_relay_repairs_is_told_by_the_next_reading(open_bus: OpenBus, lose_a_queue: Lose) -> None:
+    """Published again, lost again, and only then marked as whole: nobody would look again."""
+    relay = open_bus()
+    await relay.start()
+    assert await relay.read_epoch() is None
+
+    await lose_a_queue(relay)
+    await relay.write_epoch("log-1")
+
+    assert await relay.read_epoch() is None
+    await relay.write_epoch("log-1")
+    assert await relay.read_epoch() == "log-1"

@@ -23,7 +23,7 @@ SCRIBE = Scribe(lambda: datetime.now(UTC), uuid7, partial(os.urandom, SALT_BYTES
 
 
 @pytest.fixture(params=["memory", "postgres"])
-async def store(request: pytest.FixtureRequest) -> AsyncIterator[EventStore]:
+async def store(request: pytest.FixtureRequest) -> AsyncIterator[MemoryStore | PostgresStore]:
     if request.param == "memory":
         yield MemoryStore(SCRIBE, uuid7())
         return
@@ -83,6 +83,29 @@ async def test_each_fact_is_chained_to_the_one_before_it(store: EventStore) -> N
         envelope, chained, *_ = stored.state.split(b"\n")
         previous = chained_hash(previous, job_id, stored.stream_version, stored.topic, envelope, chained)
         assert hash_of(stored.state) == previous
+
+
+async def test_a_stream_is_read_from_behind_a_version(store: MemoryStore | PostgresStore) -> None:
+    job_id = uuid7()
+    head = await begin(store, job_id)
+    await store.append(unit(NewFacts(job_id, head, [failed(job_id)])))
+
+    assert [stored.stream_version for stored in await store.read_behind(job_id, 1)] == [2]
+    assert await store.read_behind(job_id, 2) == []
+    assert await store.read_behind(uuid7(), 0) == []
+
+
+async def test_streams_are_named_in_their_order_page_by_page(store: EventStore) -> None:
+    job_ids = sorted(uuid7() for _ in range(5))
+    for job_id in reversed(job_ids):
+        head = await begin(store, job_id)
+        await store.append(unit(NewFacts(job_id, head, [failed(job_id)])))
+
+    first = await store.stream_ids(None, 3)
+    second = await store.stream_ids(first[-1], 3)
+
+    assert (list(first), list(second)) == (job_ids[:3], job_ids[3:])
+    assert list(await store.stream_ids(job_ids[-1], 3)) == []
 
 
 async def test_a_stale_expectation_is_refused_and_leaves_nothing(store: EventStore) -> None:
@@ -169,8 +192,8 @@ async def test_open_streams_are_those_without_a_closing_fact(store: EventStore) 
     head = await begin(store, closed)
     await store.append(unit(NewFacts(closed, head, [failed(closed)])))
 
-    found = await store.open_streams(TOPICS[JobSubmitted], [TOPICS[JobFailed]], None, 10)
-    page = await store.open_streams(TOPICS[JobSubmitted], [TOPICS[JobFailed]], open_ids[0], 1)
+    found = await store.open_streams([TOPICS[JobSubmitted]], [TOPICS[JobFailed]], None, 10)
+    page = await store.open_streams([TOPICS[JobSubmitted]], [TOPICS[JobFailed]], open_ids[0], 1)
 
     assert list(found) == open_ids
     assert list(page) == [open_ids[1]]

@@ -6,6 +6,7 @@ everything else is taken from the file, so that a part that boots here has what 
 
 import asyncio
 import os
+import random
 import re
 import shutil
 import signal
@@ -13,6 +14,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,11 +105,12 @@ def program(name: str) -> str | None:
 
 
 def free_port() -> int:
-    """A loopback port that nothing listens on right now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A loopback port that nothing uses right now, below those that systems hand out: nothing takes it before it is used."""
+    while True:
+        port = random.randrange(10_000, 32_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 @dataclass(frozen=True)
@@ -127,9 +130,16 @@ class Servers:
     redis_url: str
     broker_url: str
     ports: Mapping[str, int]
+    data_dir: Path
 
     def environment_of(self, name: str, declared: Mapping[str, Any]) -> dict[str, str]:
-        own = {"LOOKUP_HOST": "127.0.0.1", "LOOKUP_PORT": str(self.ports.get(name, 0))}
+        # Containers have a port 9100 each; here all parts share one machine.
+        own = {
+            "LOOKUP_HOST": "127.0.0.1",
+            "LOOKUP_PORT": str(self.ports.get(name, 0)),
+            "LOOKUP_METRICS_PORT": "0",
+            "LOOKUP_DATA_DIR": str(self.data_dir),
+        }
         return {key: own[key] if key in own else self._on_loopback(str(value)) for key, value in declared.items()}
 
     def _on_loopback(self, value: str) -> str:
@@ -178,7 +188,7 @@ class ComposeParts:
         self.work_dir = work_dir
         self.parts: dict[str, subprocess.Popen[bytes]] = {}
         self._ports = {"write": free_port(), "read": free_port(), GATEWAY: free_port()}
-        self._servers = Servers(database_owner_url, redis_url, broker_url, self._ports)
+        self._servers = Servers(database_owner_url, redis_url, broker_url, self._ports, work_dir / "data")
         self._launches = self._planned(services({**THROW_AWAY, **self.env}), parts)
         self._checking = asyncio.Semaphore(CHECKS_AT_ONCE)
 

@@ -6,9 +6,6 @@ import pytest
 
 from tests.e2e.served import Served, serving_peers
 
-# Much is asserted outside of test files: a failure there has to show its values as well.
-pytest.register_assert_rewrite("tests.e2e.independent_check", "tests.e2e.journey")
-
 
 @pytest.fixture(scope="session")
 async def peers(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served]:

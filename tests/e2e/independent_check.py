@@ -50,6 +50,11 @@ class Log:
     relayed: Mapping[str, tuple[int, bytes]]
 
     @property
+    def jobs(self) -> Mapping[str, Sequence[Row]]:
+        """The streams of jobs. The others tell of the machinery."""
+        return {stream_id: stream for stream_id, stream in self.streams.items() if stream[0].name == "JobSubmitted"}
+
+    @property
     def head(self) -> int:
         return max((stream[-1].position for stream in self.streams.values()), default=0)
 
@@ -60,7 +65,7 @@ def check(database_url: str, polled: Mapping[str, Document], peers: Served) -> L
     Raises `AssertionError` with the job at fault. Jobs in the log that nobody polled are held to the same rules.
     """
     log = read_log(database_url)
-    for job_id, stream in log.streams.items():
+    for job_id, stream in log.jobs.items():
         try:
             expected = expected_document(stream, log.documents)
             check_story(stream)
@@ -69,7 +74,7 @@ def check(database_url: str, polled: Mapping[str, Document], peers: Served) -> L
             _check_against_peers(stream[0].fields["target"], expected, peers)
         except (AssertionError, KeyError) as error:
             raise AssertionError(f"job {job_id}: {error!r}\n{_story(stream)}") from error
-    assert polled.keys() <= log.streams.keys(), f"accepted but not in the log: {polled.keys() - log.streams.keys()}"
+    assert polled.keys() <= log.jobs.keys(), f"accepted but not in the log: {polled.keys() - log.jobs.keys()}"
     return log
 
 
@@ -89,6 +94,7 @@ def check_relayed_to_the_end(log: Log) -> None:
 def read_log(database_url: str) -> Log:
     """The whole log, each row checked against its hash, its stream's chain and its digests."""
     with psycopg.connect(database_url) as database:
+        database.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ  # All of it is of one moment.
         rows = database.execute(
             "SELECT notification_id, originator_id, originator_version, topic, state FROM stored_events ORDER BY 1"
         ).fetchall()
@@ -115,7 +121,8 @@ def _row(position: int, stream_id: bytes, version: int, topic: str, state: bytes
         hasher.update(len(part).to_bytes(8, "big") + part)
     assert hasher.hexdigest() == hash_hex.decode(), f"the chain breaks at position {position}"
     prefix, name, schema_version = topic.split(".")
-    assert (prefix, schema_version) == ("lookup", "v1")
+    assert prefix == "lookup"
+    assert schema_version in {"v1", "v2"}, "a version that this check does not know"
     return Row(position, version, hasher.digest(), name, json.loads(chained) | _erasable_values(envelope, erasable))
 
 
@@ -200,10 +207,12 @@ def _ended(row: Row, documents: Mapping[str, bytes]) -> Document:
             result["success"] = True
             result["data"] = json.loads(_stored(fields["result"], documents))
         case "TaskFailed":
-            result["errorMessage"] = fields["error"]["message"]
+            result["errorCode"], result["errorMessage"] = fields["error"]["code"], fields["error"]["message"]
         case "TaskTimedOut":
-            result["errorMessage"] = "No answer came in time."
+            result["errorCode"], result["errorMessage"] = "timed_out", "No answer came in time."
         case _:
+            code = fields["reason"]
+            result["errorCode"] = "address_refused" if code == "policy" else code
             result["errorMessage"] = fields["message"]
     return result
 
@@ -222,6 +231,7 @@ def _result(service: str, attempt: int, status: str) -> Document:
         "success": False,
         "status": status,
         "data": None,
+        "errorCode": None,
         "errorMessage": None,
         "completedAt": None,
         "durationMs": None,

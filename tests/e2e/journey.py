@@ -29,7 +29,7 @@ JOB_KEYS = [
     "results",
     "warnings",
 ]
-RESULT_KEYS = ["serviceType", "success", "status", "data", "errorMessage", "completedAt", "durationMs", "attempt"]
+RESULT_KEYS = ["serviceType", "success", "status", "data", "errorCode", "errorMessage", "completedAt", "durationMs", "attempt"]
 PROBLEM_KEYS = ["type", "title", "status", "detail", "code", "error"]
 ENDED = {"Succeeded", "Failed", "TimedOut", "Skipped"}
 CLOSED = {"Completed", "Failed", "Cancelled"}
@@ -244,7 +244,7 @@ async def _all_failed(client: Client) -> None:
 
     assert (job["status"], job["completionPercentage"]) == ("Failed", 100)
     assert [(result["status"], result["errorMessage"]) for result in job["results"]] == [
-        ("Failed", "The registry has no registration data for missing.org."),
+        ("Failed", "The registry has no registration data for this target."),
         ("Skipped", NEEDS_AN_ADDRESS),
     ]
 
@@ -320,6 +320,7 @@ def _check_result(result: Document) -> None:
     assert result["success"] == (result["status"] == "Succeeded") == (result["data"] is not None)
     assert result["status"] in ENDED | {"Pending", "Deferred"}
     assert (result["status"] in ENDED) == (result["completedAt"] is not None)
+    assert (result["errorCode"] is None) == (result["errorMessage"] is None)
     assert (result["errorMessage"] is not None) == (result["status"] in ENDED - {"Succeeded"})
     assert result["attempt"] >= 1
     if result["status"] in {"Succeeded", "Failed"}:

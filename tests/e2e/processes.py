@@ -34,7 +34,7 @@ async def lookup(*words: str, cwd: Path, env: Mapping[str, str] | None = None) -
     """Runs `lookup WORDS` to its end."""
     process = await asyncio.create_subprocess_exec(
         *_command(words),
-        env=_surroundings(env or {}),
+        env=surroundings(env or {}),
         cwd=cwd,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -59,7 +59,7 @@ class LookupProcess:
     def __init__(self, *words: str, folder: Path, env: Mapping[str, str] | None = None, name: str = "lookup") -> None:
         self._words = words
         self.folder = folder
-        self._env = _surroundings(env or {})
+        self._env = surroundings(env or {})
         self._out = folder / f"{name}.out"
         self._err = folder / f"{name}.err"
         self._process: subprocess.Popen[bytes] | None = None
@@ -84,6 +84,11 @@ class LookupProcess:
         assert found is not None, f"It does not say where it listens.\n{self.out}\n{self.err}"
         return found[1]
 
+    @property
+    def code(self) -> int | None:
+        """How it ended, None while it runs."""
+        return None if self._process is None else self._process.poll()
+
     def launch(self) -> None:
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self._process = subprocess.Popen(
@@ -93,6 +98,10 @@ class LookupProcess:
     async def start(self) -> str:
         """Launches it and waits until it says where it listens; gives the URL."""
         self.launch()
+        return await self.listens()
+
+    async def listens(self) -> str:
+        """Waits until it says where it listens; gives the URL."""
         await until(lambda: self._listens() or self.has_ended, START_S, "lookup to listen")
         assert not self.has_ended, f"It ended while starting.\n{self.out}\n{self.err}"
         return self.url
@@ -104,16 +113,17 @@ class LookupProcess:
     def has_ended(self) -> bool:
         return self._process is None or self._process.poll() is not None
 
-    async def ended(self) -> int:
+    async def ended(self, within_s: float = STOP_S) -> int:
         """Waits for its end; gives the exit code, negative for the signal that killed it."""
         assert self._process is not None
-        await until(lambda: self.has_ended, STOP_S, "lookup to end")
+        await until(lambda: self.has_ended, within_s, "lookup to end")
         return int(self._process.returncode)
 
     async def stop(self) -> None:
         """Whatever state it is in: asked to end, and killed if it does not."""
         if self.has_ended:
             return
+        self.send(signal.SIGCONT)
         self.send(signal.SIGTERM)
         try:
             await self.ended()
@@ -180,7 +190,7 @@ def _command(words: tuple[str, ...]) -> list[str]:
     return [*dying_with_us, sys.executable, "-m", "app.cli", *words]
 
 
-def _surroundings(own: Mapping[str, str]) -> dict[str, str]:
+def surroundings(own: Mapping[str, str]) -> dict[str, str]:
     """Nothing of the test's environment leaks in. Wide, so that no sentence is broken into lines."""
     return {
         "PATH": f"{os.defpath}:/usr/local/bin:/usr/local/sbin:/usr/sbin:/sbin",

@@ -36,16 +36,20 @@ PLACES: Mapping[str, dict[str, Any]] = {
 
 
 class RecordingDns(DnsServer):
-    """`asked` holds the last questions, as in `("1.0.0.127.in-addr.arpa.", "PTR")`."""
+    """`asked` holds the last questions, as in `("1.0.0.127.in-addr.arpa.", "PTR")`. Names in `muted` get no answer for now."""
 
     def __init__(self) -> None:
         super().__init__(ZONE)
         self.asked: deque[tuple[str, str]] = deque(maxlen=20_000)
+        self.muted: set[str] = set()
 
     def answer(self, query: bytes, size_max: int) -> bytes | None:
         try:
             for question in dns.message.from_wire(query).question:
-                self.asked.append((question.name.to_text().lower(), dns.rdatatype.to_text(question.rdtype)))
+                name = question.name.to_text().lower()
+                self.asked.append((name, dns.rdatatype.to_text(question.rdtype)))
+                if name in self.muted:
+                    return None
         except dns.exception.DNSException:
             pass
         return super().answer(query, size_max)

@@ -10,18 +10,46 @@ import pytest
 
 from tests.e2e.compose_harness import THROW_AWAY
 from tests.e2e.journey import check_document, client_of
-from tests.e2e.processes import LookupProcess, lookup
+from tests.e2e.processes import Finished, LookupProcess, database_of, lookup
 from tests.e2e.served import Served
 from tests.servers.valkey import RedisDatabases
 
-COMMANDS = ["up", "migrate", "write", "relay", "saga", "worker", "projector", "read", "run", "status", "health"]
+COMMANDS = [
+    "up",
+    "migrate",
+    "write",
+    "relay",
+    "saga",
+    "worker",
+    "projector",
+    "keeper",
+    "read",
+    "run",
+    "show",
+    "history",
+    "why",
+    "jobs",
+    "stats",
+    "status",
+    "doctor",
+    "self-check",
+    "backup",
+    "restore",
+    "dead-letters",
+    "health",
+]
 EVERY_PART = {
     "read",
     "write",
     "relay",
     "saga.gather",
     "saga.deadlines",
+    "saga.dead-letters",
     "projector",
+    "keeper.heads",
+    "keeper.self-check",
+    "keeper.retention",
+    "keeper.watch",
     "worker.GeoIP",
     "worker.Ping",
     "worker.RDAP",
@@ -70,7 +98,21 @@ async def test_each_command_explains_itself(command: str, tmp_path: Path) -> Non
         (["migrate"], 2, "LOOKUP_DATABASE_OWNER_URL is not set."),
         (["health", "relay"], 2, "LOOKUP_REDIS_URL is not set."),
         (["status"], 3, "nothing runs here"),
+        (["doctor"], 3, "nothing runs here"),
+        (["self-check"], 3, "nothing runs here"),
+        (["doctor", "--reason", "for fun"], 2, "--reason and --actor are for --fix."),
+        (["backup", "folder"], 3, "nothing runs here"),
+        (["restore", "folder", "--into", "postgresql://127.0.0.1:9/x"], 2, "LOOKUP_REDIS_URL is not set."),
+        (["restore", "folder", "--into", "postgresql://127.0.0.1:9/x", "--database-only"], 1, "is no backup"),
+        (["dead-letters", "list"], 3, "nothing runs here"),
+        (["dead-letters", "list", "--state", "lost"], 2, "A state is one of waiting, retried, discarded"),
+        (["dead-letters", "retry"], 2, "Say which letters"),
+        (["dead-letters", "retry", "1", "--all"], 2, "Say which letters"),
+        (["dead-letters", "retry", "--all", "--rate", "0"], 2, "A rate is a number above 0."),
+        (["dead-letters", "discard", "1", "--reason", " "], 2, "printable text"),
         (["run", "127.0.0.1", "--url", "http://127.0.0.1:9"], 3, "Nothing answers at http://127.0.0.1:9."),
+        (["history", "1", "--url", "http://127.0.0.1:9"], 3, "Nothing answers at http://127.0.0.1:9."),
+        (["why", "1", "/status", "--url", "nonsense"], 2, "Not the address of a service: nonsense."),
         (["run", "127.0.0.1", "--url", "nonsense"], 2, "Not the address of a service: nonsense."),
         (["teapot"], 2, "teapot"),
     ],
@@ -155,12 +197,60 @@ async def test_status_of_a_running_instance(up: LookupProcess) -> None:
     assert status["projection_lag_ms"] < 10_000
 
 
+async def test_jobs_are_listed_and_services_told_of(up: LookupProcess) -> None:
+    ran = await lookup("run", "127.0.0.1", "--service", "ReverseDNS", "--json", "--url", up.url, cwd=up.folder)
+    job_id = json.loads(ran.out)["jobId"]
+
+    page = await lookup("jobs", "--target", " 127.0.0.1 ", "--limit", "1", "--json", "--url", up.url, cwd=up.folder)
+    shown = await lookup("jobs", "--status", "Completed", "--url", up.url, cwd=up.folder)
+    wrong = await lookup("jobs", "--status", "Done", "--url", up.url, cwd=up.folder)
+    numbers = await lookup("stats", "--hours", "1", "--json", "--url", up.url, cwd=up.folder)
+    table = await lookup("stats", "--url", up.url, cwd=up.folder)
+
+    assert (page.code, [job["jobId"] for job in json.loads(page.out)["jobs"]]) == (0, [job_id])
+    assert (shown.code, job_id in shown.out) == (0, True)
+    assert (wrong.code, "status must be one of" in wrong.err) == (2, True)
+    answered = {service["service"]: service["succeeded"] for service in json.loads(numbers.out)["services"]}
+    assert (numbers.code, answered["ReverseDNS"] >= 1) == (0, True)
+    assert (table.code, "ReverseDNS" in table.out) == (0, True)
+
+
 async def test_status_for_a_person_names_parts_and_positions(up: LookupProcess) -> None:
     told = await lookup("status", "--data-dir", "data", cwd=up.folder)
 
     assert told.code == 0
     assert [part for part in EVERY_PART if part not in told.out] == []
     assert [name for name in ("log", "relay: commands", "relay: facts", "projector") if name not in told.out] == []
+
+
+async def test_dead_letters_of_a_running_instance(up: LookupProcess) -> None:
+    async def say(*words: str) -> Finished:
+        return await lookup("dead-letters", *words, "--data-dir", "data", cwd=up.folder)
+
+    none = await say("list")
+    with psycopg.connect(database_of(up.folder / "data")) as database:
+        database.execute(
+            "INSERT INTO dead_letters (message, queue, reason, body, headers, died_at)"
+            " VALUES ('m', 'lookup.outcomes', 'unparsable', %s, '{}', now())",
+            (b"\xff \x1b[31m red",),
+        )
+    listed, shown = await say("list"), await say("show", "1")
+    dry, missing = await say("retry", "--all", "--dry-run"), await say("retry", "9")
+    unreasonable = await say("discard", "1")
+    no_broker = {"LOOKUP_DATABASE_URL": database_of(up.folder / "data")}
+    elsewhere = await lookup("dead-letters", "discard", "1", "--reason", "x", "--dry-run", cwd=up.folder, env=no_broker)
+    discarded, again = await say("discard", "1", "--reason", "noise"), await say("discard", "1", "--reason", "noise")
+
+    assert (none.code, none.out) == (0, "There are no dead letters.\n")
+    assert listed.code == 0
+    assert [word for word in ("unparsable", "lookup.outcomes", "1 wait") if word not in listed.out] == []
+    assert (shown.code, "It is no JSON." in shown.out, "\x1b" in shown.out) == (0, True, False)
+    assert (dry.code, dry.out) == (0, "Would be retried: 1\n")
+    assert (missing.code, missing.err) == (1, "lookup: There is no dead letter 9.\n")
+    assert (unreasonable.code, "--reason" in unreasonable.out + unreasonable.err) == (2, True)
+    assert (elsewhere.code, elsewhere.out) == (0, "Would be discarded: 1\n")
+    assert (discarded.code, discarded.out) == (0, "discarded: 1\n")
+    assert (again.code, again.out) == (1, "discarded: 0\nleft alone: 1 (it was decided about already)\n")
 
 
 # --- parts without `up` ---------------------------------------------------------------------------------------------------

@@ -137,6 +137,11 @@ async def check_page(browser: Browser, base_url: str, target: str = "127.0.0.1")
         await seen.page.reload()
         await seen.see_it_closed(target)
 
+        await seen.page.get_by_text("History", exact=True).click()
+        await expect(seen.page.get_by_role("list", name="What happened").get_by_role("listitem").first).to_contain_text(
+            "accepted"
+        )
+
         address = await seen.page.get_by_role("link", name="JSON document").get_attribute("href")
         document = await seen.page.request.get(f"{base_url}/{address}")
         assert (await document.json())["target"] == target
@@ -235,6 +240,7 @@ async def test_only_the_ticked_services_are_asked(browser: Browser, api: LookupA
 
 async def test_no_service_ticked_is_told_beside_the_services(browser: Browser, api: LookupApi) -> None:
     async with visit(browser, api.url) as seen:
+        await expect(seen.page.get_by_role("checkbox")).to_have_count(4)
         for box in await seen.page.get_by_role("checkbox").all():
             await box.uncheck()
         await seen.look_up(TARGET)
@@ -302,6 +308,33 @@ async def test_the_raw_document_is_folded_until_it_is_asked_for(browser: Browser
         await expect(document).to_have_count(0)
         await seen.page.get_by_text("Raw document").press("Enter")
         await expect(document).to_be_visible()
+
+
+async def test_the_history_is_told_when_it_is_asked_for(browser: Browser, api: LookupApi) -> None:
+    api.history = ["A lookup was accepted.", f"Ping answered {TRY}."]
+    async with visit(browser, api.url) as seen:
+        await seen.look_up(TARGET)
+        await seen.see_it_closed(TARGET)
+        assert not any(exchange.path.endswith("/history") for exchange in api.exchanges)
+        await seen.page.get_by_text("History", exact=True).press("Enter")
+
+        lines = seen.page.get_by_role("list", name="What happened, in order").get_by_role("listitem")
+        await expect(lines).to_have_text(["10:00:00A lookup was accepted.", f"10:00:00Ping answered {TRY}."])
+        await expect(seen.page.locator("main img, main script")).to_have_count(0)
+
+        await seen.look_up("example.com")
+        await seen.see_it_closed("example.com")
+        await expect(lines).to_have_count(0)
+
+
+async def test_a_history_that_cannot_be_told_now_says_why(browser: Browser, api: LookupApi) -> None:
+    api.history = Refusal(503, "The log cannot be read right now. Try again shortly.", retry_after_s=5)
+    async with visit(browser, api.url) as seen:
+        await seen.look_up(TARGET)
+        await seen.see_it_closed(TARGET)
+        await seen.page.get_by_text("History", exact=True).click()
+
+        await expect(seen.page.locator("#history-note")).to_have_text("The log cannot be read right now. Try again shortly.")
 
 
 async def test_back_and_forth_between_two_jobs(browser: Browser, api: LookupApi) -> None:

@@ -1,6 +1,7 @@
 """Writes the golden files that are missing: `python -m tests.golden.write`. One that exists is never touched.
 
-A golden file is one fact as it lay in the log on the day its version was born. It must load for ever.
+A golden file is one fact as it lay in the log on the day its version was born. It must load for ever. Beside it, `schemas/` has
+what the JSON of each version may look like: the values and enumerations that it is made of included.
 """
 
 from dataclasses import dataclass
@@ -12,24 +13,33 @@ from uuid import UUID
 
 import orjson
 
-from events.catalog import VERSIONS
+from events.catalog import FACTS, VERSIONS
 from events.facts import (
+    CanarySent,
+    DeadLetterDiscarded,
+    DeadLetterRetried,
     DeferReason,
+    ErasureStarted,
     Fact,
     IdempotencyKeyClaimed,
     JobCancelled,
     JobCompleted,
     JobFailed,
+    JobsSealed,
     JobSubmitted,
+    LogRestored,
     OutcomeCounts,
     PostgresLocation,
     Priority,
+    RawAbsence,
+    ResultCorrected,
     ResultReference,
     Sensitivity,
     Service,
     SkipReason,
     Source,
     Target,
+    TargetErased,
     TargetType,
     Task,
     TaskCompleted,
@@ -43,6 +53,7 @@ from events.facts import (
 from events.record import SALT_BYTES, Cause, Place, write
 
 FOLDER = Path(__file__).parent
+SCHEMAS = FOLDER / "schemas"
 PROSE = frozenset({"title", "description"})
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
@@ -50,6 +61,9 @@ STREAM = UUID("019b7c8a-0000-7000-8000-000000000001")
 TARGET = Target(raw=" B\u00fccher.example ", canonical="xn--bcher-kva.example", type=TargetType.DOMAIN)
 COUNTS = OutcomeCounts(succeeded=1, failed=1, timed_out=1, skipped=1)
 SHA256 = "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03"
+RESULT = ResultReference(location=PostgresLocation(key=f"{STREAM}/{SHA256}"), sha256=SHA256, size_bytes=6)
+RAW_SHA256 = sha256(b"raw").hexdigest()
+RAW = ResultReference(location=PostgresLocation(key=f"{STREAM}/{RAW_SHA256}"), sha256=RAW_SHA256, size_bytes=3)
 
 # Names of files that are not `<fact>.v<version>` are further examples of the same version.
 EXAMPLES: dict[str, Fact] = {
@@ -94,22 +108,69 @@ EXAMPLES: dict[str, Fact] = {
         ),
         dispatched_at=NOW,
     ),
-    "TaskCompleted.v1": TaskCompleted(
+    "TaskCompleted.v2": TaskCompleted(
         job_id=STREAM,
         service=Service.RDAP,
         attempt=2,
-        result=ResultReference(location=PostgresLocation(key=f"{STREAM}/{SHA256}"), sha256=SHA256, size_bytes=6),
+        result=RESULT,
         duration_ms=432,
         source=Source.LIVE,
         observed_at=NOW,
         completed_at=NOW + timedelta(milliseconds=3),
+        worker="RDAP@host:7",
+        provider="rdap.example.net",
+        parser="rdap/1",
+        raw=RAW,
     ),
-    "TaskFailed.v1": TaskFailed(
+    "TaskCompleted.v2.least": TaskCompleted(
+        job_id=STREAM,
+        service=Service.GEOIP,
+        attempt=1,
+        result=RESULT,
+        duration_ms=1,
+        source=Source.CACHE,
+        observed_at=NOW,
+        completed_at=NOW,
+    ),
+    "TaskCompleted.v2.too-large": TaskCompleted(
+        job_id=STREAM,
+        service=Service.RDAP,
+        attempt=1,
+        result=RESULT,
+        duration_ms=432,
+        source=Source.LIVE,
+        observed_at=NOW,
+        completed_at=NOW,
+        worker="RDAP@host:7",
+        provider="rdap.example.net",
+        parser="rdap/1",
+        raw_absent=RawAbsence.TOO_LARGE,
+    ),
+    "ResultCorrected.v1": ResultCorrected(
+        job_id=STREAM,
+        service=Service.RDAP,
+        attempt=2,
+        result=RESULT,
+        replaces=RAW.sha256,
+        parser="rdap/2",
+        reason="the registrar was read from the wrong entity",
+        corrected_at=NOW + timedelta(days=3),
+    ),
+    "TaskFailed.v2": TaskFailed(
         job_id=STREAM,
         service=Service.PING,
         attempt=2,
         error=TaskError(code="unreachable", message="The host cannot be reached."),
         duration_ms=4000,
+        failed_at=NOW,
+        worker="Ping@host:7",
+    ),
+    "TaskFailed.v2.least": TaskFailed(
+        job_id=STREAM,
+        service=Service.PING,
+        attempt=1,
+        error=TaskError(code="worker_crashed", message="The lookup did not end, however often it was tried."),
+        duration_ms=0,
         failed_at=NOW,
     ),
     "TaskTimedOut.v1": TaskTimedOut(job_id=STREAM, service=Service.GEOIP, attempt=2, timed_out_at=NOW),
@@ -134,6 +195,62 @@ EXAMPLES: dict[str, Fact] = {
     ),
     "JobCancelled.v1": JobCancelled(job_id=STREAM, by="operator", reason="not needed any more", cancelled_at=NOW),
     "IdempotencyKeyClaimed.v1": IdempotencyKeyClaimed(job_id=STREAM, request_sha256=SHA256, claimed_at=NOW),
+    "DeadLetterRetried.v1": DeadLetterRetried(
+        letter_id=17,
+        queue="lookup.commands.Ping.interactive",
+        job_id=UUID(int=14),
+        by="alice",
+        reason="the worker was mended",
+        retried_at=NOW,
+    ),
+    "DeadLetterRetried.v1.least": DeadLetterRetried(letter_id=18, queue="lookup.outcomes", by="alice", retried_at=NOW),
+    "DeadLetterDiscarded.v1": DeadLetterDiscarded(
+        letter_id=17,
+        queue="lookup.commands.Ping.interactive",
+        job_id=UUID(int=14),
+        by="alice",
+        reason="nobody waits for it any more",
+        discarded_at=NOW,
+    ),
+    "DeadLetterDiscarded.v1.least": DeadLetterDiscarded(
+        letter_id=18, queue="lookup.outcomes", by="alice", reason="noise", discarded_at=NOW
+    ),
+    "LogRestored.v1": LogRestored(
+        from_log_id=UUID(int=15), position=123, log_head=SHA256, backup_taken_at=NOW, by="alice", restored_at=NOW
+    ),
+    "CanarySent.v1": CanarySent(sent_at=NOW),
+    "ErasureStarted.v1": ErasureStarted(
+        erasure_id=STREAM, target_sha256=SHA256, by="alice", reason="asked for by the person concerned", started_at=NOW
+    ),
+    "TargetErased.v1": TargetErased(
+        erasure_id=STREAM,
+        target_sha256=SHA256,
+        by="alice",
+        reason="asked for by the person concerned",
+        jobs=2,
+        facts=5,
+        documents=7,
+        views=2,
+        letters=1,
+        messages=3,
+        segments=1,
+        told_facts=5,
+        from_list=True,
+        erased_at=NOW,
+    ),
+    "JobsSealed.v1": JobsSealed(
+        segment="00000000000000000001-00000000000000000042-5891b5b522d5df08.segment",
+        sha256=SHA256,
+        first_position=1,
+        last_position=42,
+        jobs=5,
+        facts=40,
+        documents=12,
+        size_bytes=8192,
+        closed_before=NOW - timedelta(days=30),
+        log_retention_days=30.0,
+        sealed_at=NOW,
+    ),
 }
 
 
@@ -155,9 +272,14 @@ class Golden:
         return "\n".join(self.lines).encode()
 
 
-def schema_sha256(fact: type[Fact]) -> str:
-    """What a fact's JSON may look like, as a digest. How it is described is not part of it."""
-    return sha256(orjson.dumps(_without_prose(fact.model_json_schema()), option=orjson.OPT_SORT_KEYS)).hexdigest()
+def schema_of(fact: type[Fact]) -> dict[str, Any]:
+    """What a fact's JSON may look like. How it is described is not part of it."""
+    schema: dict[str, Any] = _without_prose(fact.model_json_schema())
+    return schema
+
+
+def sha256_of(schema: dict[str, Any]) -> str:
+    return sha256(orjson.dumps(schema, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 def _without_prose(schema: Any, *, names_fields: bool = False) -> Any:
@@ -195,7 +317,7 @@ def golden_of(fact: Fact) -> Golden:
         lines=row.state.decode().split("\n"),
         hash=row.hash.hex(),
         fact=fact.model_dump(mode="json"),
-        schema_sha256=schema_sha256(type(fact)),
+        schema_sha256=sha256_of(schema_of(type(fact))),
     )
 
 
@@ -206,12 +328,25 @@ def write_missing(folder: Path) -> list[str]:
         path = folder / f"{name}.json"
         if path.exists() or f".v{VERSIONS[type(fact)]}" not in name:
             continue
-        with path.open("xb") as file:
-            file.write(orjson.dumps(golden_of(fact), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+        _write(path, golden_of(fact), 0)
         written.append(name)
     return written
 
 
+def write_missing_schemas(folder: Path) -> list[str]:
+    """Write the schemas of current versions that are missing; gives the names written."""
+    missing = {topic.removeprefix("lookup."): fact for topic, fact in FACTS.items()}
+    written = [name for name in missing if not (folder / f"{name}.json").exists()]
+    for name in written:
+        _write(folder / f"{name}.json", schema_of(missing[name]), orjson.OPT_SORT_KEYS)
+    return written
+
+
+def _write(path: Path, content: Any, option: int) -> None:
+    with path.open("xb") as file:
+        file.write(orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE | option))
+
+
 if __name__ == "__main__":
-    for name in write_missing(FOLDER):
+    for name in [*write_missing(FOLDER), *(f"schemas/{name}" for name in write_missing_schemas(SCHEMAS))]:
         print(f"wrote {name}")  # noqa: T201 - a command prints

@@ -14,8 +14,8 @@ import pytest
 from aiohttp import web
 from rich.console import Console
 
+from app.client import Exit, Stopped, open_client, run
 from app.client import LookupApi as LookupClient
-from app.client import Stopped, open_client, run
 from events.facts import Service
 from tests.peers.lookup_api import LookupApi, Refusal, failed, running_lookup_api, serving, skipped, succeeded
 
@@ -38,8 +38,25 @@ class Terminal:
     out: Console = field(default_factory=console)
     err: Console = field(default_factory=console)
 
-    async def run(self, url: str, target: str = TARGET, *services: str, as_json: bool = False, timeout_s: float = 20.0) -> int:
-        return await run(target, services, base_url=url, as_json=as_json, timeout_s=timeout_s, out=self.out, err=self.err)
+    async def run(
+        self,
+        url: str,
+        target: str = TARGET,
+        *services: str,
+        as_json: bool = False,
+        timeout_s: float = 20.0,
+        attempt_s: float | None = None,
+    ) -> int:
+        return await run(
+            target,
+            services,
+            base_url=url,
+            as_json=as_json,
+            timeout_s=timeout_s,
+            out=self.out,
+            err=self.err,
+            attempt_s=attempt_s,
+        )
 
     @property
     def printed(self) -> str:
@@ -73,6 +90,22 @@ async def test_named_services_are_asked_for_in_their_order(api: LookupApi) -> No
     await Terminal().run(api.url, TARGET, "rdap", "0")
 
     assert api.submissions()[0].body == {"target": TARGET, "services": ["rdap", "0"]}
+
+
+async def test_a_bound_for_attempts_is_handed_on(api: LookupApi) -> None:
+    await Terminal().run(api.url, TARGET, "GeoIP", attempt_s=2.5)
+
+    assert api.submissions()[0].body == {"target": TARGET, "services": ["GeoIP"], "timeoutSeconds": 2.5}
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf")])
+async def test_a_bound_that_makes_no_sense_is_not_even_sent(api: LookupApi, seconds: float) -> None:
+    terminal = Terminal()
+
+    assert await terminal.run(api.url, attempt_s=seconds) == Exit.BAD_INPUT
+
+    assert "must be a number greater than 0" in terminal.said
+    assert api.submissions() == []
 
 
 async def test_json_is_the_document_and_nothing_beside_it(api: LookupApi) -> None:

@@ -40,7 +40,7 @@ def test_every_part_of_the_design_has_its_container() -> None:
     then = [service["command"] for service in PARTS.values()]
 
     assert sorted(then) == sorted(
-        [*([["lookup", part] for part in ("migrate", "write", "relay", "saga", "projector", "read")]), *workers]
+        [*([["lookup", part] for part in ("migrate", "write", "relay", "saga", "projector", "keeper", "read")]), *workers]
     )
 
 
@@ -218,6 +218,12 @@ def test_each_part_knows_only_the_passwords_it_needs() -> None:
     migration = {f"POSTGRES_{role}_PASSWORD" for role in ("OWNER", "APP", "READER", "RETENTION")}
     assert known.pop("migrate") == migration
     assert known.pop("read") == {"POSTGRES_READER_PASSWORD", "REDIS_PASSWORD"}
+    assert known.pop("keeper") == {
+        "POSTGRES_APP_PASSWORD",
+        "POSTGRES_RETENTION_PASSWORD",
+        "REDIS_PASSWORD",
+        "RABBITMQ_PASSWORD",
+    }, "it seals old jobs"
     assert {frozenset(names) for names in known.values()} == {
         frozenset({"POSTGRES_APP_PASSWORD", "REDIS_PASSWORD", "RABBITMQ_PASSWORD"})
     }
@@ -284,6 +290,7 @@ def test_on_loopback_a_part_keeps_its_role_and_changes_its_server() -> None:
         redis_url="redis://127.0.0.1:6666/3",
         broker_url="amqp://guest:guest@127.0.0.1:5666/v",
         ports={"write": 7777},
+        data_dir=Path("work/data"),
     )
 
     write = here.environment_of("write", PARTS["write"]["environment"])
@@ -296,6 +303,7 @@ def test_on_loopback_a_part_keeps_its_role_and_changes_its_server() -> None:
         "LOOKUP_LOG_FORMAT": "json",
         "LOOKUP_HOST": "127.0.0.1",
         "LOOKUP_PORT": "7777",
+        "LOOKUP_METRICS_PORT": "0",
     }
     assert migrate["LOOKUP_DATABASE_OWNER_URL"] == here.database_owner_url
 

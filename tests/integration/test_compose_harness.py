@@ -75,7 +75,7 @@ async def test_every_part_of_the_file_is_started_and_stopped(product: Path) -> N
                     assert response.status == 200
 
     workers = {"worker-geoip", "worker-ping", "worker-rdap", "worker-reverse-dns"}
-    assert started.keys() - {"gateway"} == {"migrate", "write", "relay", "saga", "projector", "read", *workers}
+    assert started.keys() - {"gateway"} == {"migrate", "write", "relay", "saga", "projector", "keeper", "read", *workers}
     assert [name for name, process in started.items() if process.poll() is None] == []
     assert "migrating postgresql://owner@127.0.0.1:1/lookup" in parts.log_tail("migrate")
 

@@ -19,11 +19,11 @@ async def test_loopback_gets_four_answers(tmp_path: Path) -> None:
             reverse_dns.look_up(address("127.0.0.1"), net),
         )
 
-    assert place.city == "Loopback City"
-    assert echoes.packets_received == 4
-    assert registration.network is not None
-    assert registration.network.cidr == "127.0.0.0/24"
-    assert name.host_name == "loopback.example.net"
+    assert place.result.city == "Loopback City"
+    assert echoes.result.packets_received == 4
+    assert registration.result.network is not None
+    assert registration.result.network.cidr == "127.0.0.0/24"
+    assert name.result.host_name == "loopback.example.net"
 
 
 async def test_domain_gets_three_answers_and_needs_no_fourth(tmp_path: Path) -> None:
@@ -34,9 +34,9 @@ async def test_domain_gets_three_answers_and_needs_no_fourth(tmp_path: Path) -> 
             rdap.look_up(domain("example.com"), net),
         )
 
-    assert place.ip == "127.0.0.1"
-    assert echoes.packets_received == 4
-    assert registration.name == "example.com"
+    assert place.result.ip == "127.0.0.1"
+    assert echoes.result.packets_received == 4
+    assert registration.result.name == "example.com"
 
 
 async def test_shipped_database_is_what_the_script_builds(tmp_path: Path) -> None:

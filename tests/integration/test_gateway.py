@@ -272,6 +272,21 @@ async def test_one_byte_more_is_refused_before_it_reaches_a_part(
         await _assert_problem(response, 413, "A request body may have at most 65536 bytes.")
 
 
+async def test_a_body_that_does_not_arrive_in_time_is_refused_by_the_gateway(
+    base_url: str, write_side: Side, read_side: Side
+) -> None:
+    """A slow sender holds a place here and none in a part."""
+    async with asyncio.timeout(WAIT_S):
+        host, _, port = base_url.removeprefix("http://").partition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"POST /api/lookup HTTP/1.1\r\nHost: x\r\nContent-Length: 24\r\n\r\n{")
+        answer = await reader.readuntil(b"}")
+        writer.close()
+
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b'"code":"request_too_slow"' in answer
+
+
 async def test_events_pass_one_by_one(client: aiohttp.ClientSession, base_url: str, read_side: Side) -> None:
     """The second event is only sent once the first has arrived, so a buffer in between would wait for ever."""
     async with client.get(f"{base_url}/events") as response:
@@ -380,6 +395,6 @@ async def _assert_problem(response: aiohttp.ClientResponse, status: int, message
     problem = await response.json(content_type="application/problem+json")
 
     assert response.status == status
-    assert (problem["type"], problem["status"]) == ("about:blank", status)
+    assert (problem["type"], problem["status"]) == (f"urn:lookup:problem:{problem['code']}", status)
     assert problem["title"]
     assert problem["detail"] == problem["error"] == message

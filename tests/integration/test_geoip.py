@@ -37,7 +37,7 @@ async def test_city_database_fills_every_field(peers: DemoPeers, tmp_path: Path)
     mmdb = build_mmdb(tmp_path / "city.mmdb", {"198.51.100.0/24": DEMO_CITY})
 
     async with network(peers.settings, geoip_mmdb=mmdb) as net:
-        then = await geoip.look_up(address("198.51.100.7"), net)
+        then = (await geoip.look_up(address("198.51.100.7"), net)).result
 
     assert then.model_dump(mode="json") == {
         "ip": "198.51.100.7",
@@ -62,7 +62,7 @@ async def test_country_database_leaves_the_rest_null(peers: DemoPeers, tmp_path:
     mmdb = build_mmdb(tmp_path / "country.mmdb", {"2001:db8::/32": record}, "Demo-Country")
 
     async with network(peers.settings, geoip_mmdb=mmdb) as net:
-        then = await geoip.look_up(address("2001:db8::1"), net)
+        then = (await geoip.look_up(address("2001:db8::1"), net)).result
 
     assert then == geoip.GeoIPResult(ip="2001:db8::1", country="Sweden", country_code="SE", source="mmdb")
 
@@ -72,7 +72,7 @@ async def test_asn_database_names_the_network_only(peers: DemoPeers, tmp_path: P
     mmdb = build_mmdb(tmp_path / "asn.mmdb", {"203.0.113.0/24": record}, "Demo-ASN")
 
     async with network(peers.settings, geoip_mmdb=mmdb) as net:
-        then = await geoip.look_up(address("203.0.113.9"), net)
+        then = (await geoip.look_up(address("203.0.113.9"), net)).result
 
     assert (then.as_, then.isp, then.country) == ("AS64501 Example Transit", "Example Transit", None)
 
@@ -96,14 +96,14 @@ async def test_record_of_unexpected_types_is_read_as_unknown(peers: DemoPeers, t
     mmdb = build_mmdb(tmp_path / "odd.mmdb", {"198.51.100.0/24": record})
 
     async with network(peers.settings, geoip_mmdb=mmdb) as net:
-        then = await geoip.look_up(address("198.51.100.7"), net)
+        then = (await geoip.look_up(address("198.51.100.7"), net)).result
 
     assert then == geoip.GeoIPResult(ip="198.51.100.7", source="mmdb")
 
 
 async def test_domain_is_located_by_its_first_address(peers: DemoPeers) -> None:
     async with network(peers.settings) as net:
-        then = await geoip.look_up(domain("example.com"), net)
+        then = (await geoip.look_up(domain("example.com"), net)).result
 
     assert (then.ip, then.city) == ("127.0.0.1", "Loopback City")
 
@@ -111,7 +111,7 @@ async def test_domain_is_located_by_its_first_address(peers: DemoPeers) -> None:
 @pytest.mark.parametrize("asked", ["198.51.100.7", "2001:db8::99"])
 async def test_ip_api_answer_is_taken_over(peers: DemoPeers, ip_api: IpApi, asked: str) -> None:
     async with network(peers.settings, **only_source(ip_api.url)) as net:
-        then = await geoip.look_up(address(asked), net)
+        then = (await geoip.look_up(address(asked), net)).result
 
     told = location(asked)
     told["ip"] = told.pop("query")
@@ -147,7 +147,7 @@ async def test_last_question_of_the_window_closes_it(peers: DemoPeers) -> None:
     ip_api = IpApi(per_minute=1)
     await ip_api.start()
     async with network(peers.settings, **only_source(ip_api.url)) as net:
-        answered = await geoip.look_up(address("198.51.100.7"), net)
+        answered = (await geoip.look_up(address("198.51.100.7"), net)).result
         await deferral_of(geoip.look_up(address("198.51.100.8"), net))
     await ip_api.stop()
 
@@ -170,7 +170,7 @@ async def test_own_pace_defers_each_to_a_turn_of_its_own(peers: DemoPeers, ip_ap
 async def test_unreachable_ip_api_leaves_the_country_from_the_wheel(peers: DemoPeers, asked: str) -> None:
     with closed_port() as port:
         async with network(peers.settings, **only_source(f"http://127.0.0.1:{port}/json")) as net:
-            then = await geoip.look_up(address(asked), net)
+            then = (await geoip.look_up(address(asked), net)).result
 
     assert then == geoip.GeoIPResult(ip=asked, country_code="US", source="iptocc")
 
@@ -179,7 +179,7 @@ async def test_broken_ip_api_leaves_the_country_from_the_wheel(peers: DemoPeers,
     ip_api.status = 503
 
     async with network(peers.settings, **only_source(ip_api.url)) as net:
-        then = await geoip.look_up(address("8.8.8.8"), net)
+        then = (await geoip.look_up(address("8.8.8.8"), net)).result
 
     assert then.source == "iptocc"
 
@@ -211,7 +211,7 @@ async def test_answer_in_another_form_is_unparsable(peers: DemoPeers) -> None:
 
 async def test_switched_off_ip_api_is_not_asked(peers: DemoPeers) -> None:
     async with network(peers.settings, **only_source(None)) as net:
-        then = await geoip.look_up(address("8.8.8.8"), net)
+        then = (await geoip.look_up(address("8.8.8.8"), net)).result
 
     assert then.source == "iptocc"
 

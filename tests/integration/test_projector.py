@@ -4,25 +4,31 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 from uuid import UUID
 
 import pytest
 from redis.asyncio import Redis
+from redis.asyncio.client import PubSub
 from uuid_utils.compat import uuid7
 
-from events.bus import FACTS, Delivery
+from events.bus import DEAD_LETTERS, FACTS, Delivery
 from events.catalog import UnknownFact
 from events.ending import end
-from events.facts import JobFact, ResultReference, TaskCompleted
+from events.facts import DeadLetterRetried, JobFact, ResultReference, TaskCompleted
 from events.memory import MemoryBus, MemoryStore
 from events.record import StoredFact, read
 from events.store import AppendUnit, NewFacts, StreamHead
 from events.wire import cloud_events, stretch_headers
+from projections import folding
 from projections import projector as module
-from projections.projector import Projector, Superseded, fold
-from projections.views import DUE, Keys, document_of
+from projections.folding import fold, fold_stream
+from projections.job_views import Terms
+from projections.projector import Projector, Superseded
+from projections.view_store import RedisViews
+from projections.views import DEADLINES, DUE, JOB_STATUS, Keys, document_of
 from results.documents import MemoryDocuments, ResultsUnavailable
 from tests.builders import (
     CAUSE,
@@ -37,6 +43,7 @@ from tests.builders import (
     eventually,
     failed,
     job_completed,
+    job_failed,
     memory_store,
     skipped,
     submitted,
@@ -44,6 +51,7 @@ from tests.builders import (
 
 PATIENCE_S = 20.0
 RETENTION = timedelta(hours=24)
+TERMS = Terms(RULES, RETENTION)
 KEYS = Keys()
 
 
@@ -85,7 +93,7 @@ class Views:
                 await self.documents.put(fact.job_id, ANSWER)
 
     def projector(self) -> Projector:
-        return Projector(self.redis, self.store, self.documents, self.bus, RULES, RETENTION, _utc_now)
+        return Projector(RedisViews(self.redis), self.store, self.documents, self.bus, RULES, RETENTION, _utc_now)
 
     async def leading(self) -> Projector:
         """A projector that has taken the lead and stands where Redis stands, with nothing read yet."""
@@ -113,15 +121,14 @@ class Views:
 
     async def generation(self) -> str:
         """The live one's name, empty without one."""
-        return cast("bytes", await self.redis.get(KEYS.live) or b"").decode()
+        return cast("bytes", await self.redis.hget(KEYS.live, JOB_STATUS) or b"").decode()
 
     async def expected(self, job_id: UUID) -> bytes | None:
         """The fold of the job's own stream, without any projector."""
-        views = None
-        for stored in (await self.store.read([job_id])).get(job_id, ()):
-            views = fold(views, read(stored))
-        if views is None:
+        stream = (await self.store.read([job_id])).get(job_id, ())
+        if not stream:
             return None
+        views = fold_stream(map(read, stream), TERMS)
         documents = await MemoryDocuments.get(self.documents, views.missing)
         return b"%d\n%b" % (views.position, document_of(views.status, documents))
 
@@ -134,7 +141,7 @@ class Views:
 
     async def due(self, now: datetime) -> list[UUID] | None:
         ms = int(now.timestamp() * 1000)
-        found: Any = await self.redis.eval(DUE, 1, KEYS.live, KEYS.prefix, ms, 10**12, 100)
+        found: Any = await self.redis.eval(DUE, 1, KEYS.live, KEYS.prefix, DEADLINES, ms, 10**12, 100)
         return None if found is None else [UUID(job_id.decode()) for job_id in found]
 
     async def lead_ends(self) -> None:
@@ -248,6 +255,21 @@ async def test_of_a_stretch_that_overlaps_only_the_new_part_is_folded(views: Vie
     assert b'"status":"Failed"' in (await views.shown(job_id) or b"")
 
 
+async def test_a_stretch_of_another_log_is_not_folded(views: Views) -> None:
+    """A log that was restored shares its past with the one that was lost, and the broker may still hold what came after."""
+    job_id = uuid7()
+    await views.happened(*story(job_id))
+    lost = await views.stretch(2, 4)
+    leader = await views.leading()
+    await leader.project([await views.stretch(0, 2)])
+
+    await leader.project([replace(lost, headers=stretch_headers(2, 4, log_id="the-lost-log"))])
+
+    assert await views.checkpoint() == 2
+    await leader.project([replace(lost, headers=stretch_headers(2, 4, log_id=str(await views.store.log_id())))])
+    assert await views.checkpoint() == 4
+
+
 async def test_a_gap_is_read_from_the_log(views: Views) -> None:
     await views.happened(*story(uuid7()))
     leader = await views.leading()
@@ -260,7 +282,7 @@ async def test_a_gap_is_read_from_the_log(views: Views) -> None:
 
 
 async def test_a_job_that_is_not_remembered_is_folded_from_its_stream(views: Views, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "OPEN_JOBS_MAX", 1)
+    monkeypatch.setattr(folding, "OPEN_JOBS_MAX", 1)
     _, facts = interleaved(6)
     await views.happened(*facts)
     leader = await views.leading()
@@ -271,6 +293,22 @@ async def test_a_job_that_is_not_remembered_is_folded_from_its_stream(views: Vie
     await views.all_are_the_fold_of_their_facts()
 
 
+async def test_facts_of_other_streams_pass_by(views: Views) -> None:
+    """A letter that is retried twice has a stream of two facts, and none of them is a job's."""
+    job_id, letter = uuid7(), uuid7()
+    await views.happened(*story(job_id))
+    retried = DeadLetterRetried(letter_id=1, queue=FACTS.name, by="alice", retried_at=_utc_now())
+    (head,) = await views.store.append(AppendUnit([NewFacts(letter, StreamHead(), [retried])], CAUSE))
+    await views.store.append(AppendUnit([NewFacts(letter, head, [retried])], CAUSE))
+    leader = await views.leading()
+
+    await leader.project([await views.stretch(0, 7)])
+    await leader.project([await views.stretch(7, 8)])
+
+    await views.all_are_the_fold_of_their_facts()
+    assert await views.checkpoint() == 8
+
+
 async def test_a_fact_that_is_not_known_stops_the_projector_and_moves_nothing(views: Views) -> None:
     job_id = uuid7()
     await views.happened(*story(job_id)[:2])
@@ -278,11 +316,49 @@ async def test_a_fact_that_is_not_known_stops_the_projector_and_moves_nothing(vi
     await leader.project([await views.stretch(0, 1)])
     known = await views.stretch(1, 2)
     newer = Delivery(known.body.replace(b".v1", b".v2"), known.headers, 1, None)
+    second = views.store._log[1]
+    views.store._log[1] = replace(second, topic=second.topic.replace(".v1", ".v2"))
 
     with pytest.raises(UnknownFact, match="Upgrade"):
         await leader.project([newer])
 
     assert await views.checkpoint() == 1
+    assert not views.bus.waiting(DEAD_LETTERS.name)
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        ({}, None),
+        ({"previous_position": "x", "position": "2"}, None),
+        (None, b"\xff"),
+        (None, b"[1]"),
+        (None, b'{"a":1}'),
+        (None, b'[{"type":"lookup.TaskTimedOut.v9","data":{}}]'),
+        (None, b'[{"type":"lookup.TasksDispatched.v1","data":{}}]'),
+    ],
+)
+async def test_a_stretch_that_cannot_be_read_is_read_from_the_log_and_put_aside(
+    headers: Mapping[str, str] | None, body: bytes | None, views: Views
+) -> None:
+    """Left on its queue, it would end each projector that is handed it."""
+    job_id = uuid7()
+    await views.happened(*story(job_id))
+    leader = await views.leading()
+    good = [await views.stretch(0, 1), await views.stretch(2, 6)]
+    spoiled = await views.stretch(1, 2)
+    spoiled = replace(
+        spoiled,
+        headers=spoiled.headers if headers is None else headers,
+        body=spoiled.body if body is None else body,
+    )
+
+    await leader.project([*good, spoiled])
+
+    await views.all_are_the_fold_of_their_facts()
+    assert await views.checkpoint() == 6
+    (letter,) = views.bus.waiting(DEAD_LETTERS.name)
+    assert letter.body == spoiled.body
 
 
 async def test_a_running_projector_needs_the_bus_for_speed_only(views: Views) -> None:
@@ -392,6 +468,28 @@ async def test_a_running_projector_notices_a_wiped_redis_without_traffic(views: 
         await shows(views, job_id)
 
 
+async def test_a_lead_that_is_lost_while_views_are_begun_anew_is_taken_again(
+    views: Views, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis is wiped once more just then, or we were slower than the lease: nobody else leads, so nobody is superseded."""
+    job_id = uuid7()
+    await views.happened(*story(job_id))
+    leader = await views.caught_up()
+    begin = leader.views.begin
+
+    async def begin_too_late(fence: str, generation: str, log_id: str, versions: Mapping[str, int]) -> bool:
+        monkeypatch.undo()
+        await views.redis.flushdb()
+        return await begin(fence, generation, log_id, versions)
+
+    monkeypatch.setattr(leader.views, "begin", begin_too_late)
+    await views.redis.flushdb()
+    await leader.catch_up()
+    await leader.catch_up()
+
+    await views.all_are_the_fold_of_their_facts()
+
+
 async def test_a_redis_that_was_rolled_back_is_believed_and_brought_up_to_date(views: Views) -> None:
     _, facts = interleaved(5)
     await views.happened(*facts[:20])
@@ -422,6 +520,30 @@ async def test_a_redis_that_forgets_in_the_middle_of_a_large_stretch_leaves_no_g
 
     await views.all_are_the_fold_of_their_facts()
     assert await views.checkpoint() == 18
+
+
+async def test_a_redis_that_forgets_while_a_missing_stretch_is_read_leaves_no_gap(
+    views: Views, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was in hand then begins behind a gap once more, and must not go down."""
+    await views.happened(*story(uuid7()), *story(uuid7()))
+    leader = await views.leading()
+    missing_before_it = await views.stretch(6, 12)
+    read_all = views.store.read_all
+
+    async def read_and_forget(after: int, limit: int) -> Sequence[StoredFact]:
+        page = await read_all(after, limit)
+        if not page:
+            await views.redis.flushdb()
+        return page
+
+    monkeypatch.setattr(views.store, "read_all", read_and_forget)
+    await leader.project([missing_before_it])
+    monkeypatch.undo()
+    await leader.catch_up()
+
+    await views.all_are_the_fold_of_their_facts()
+    assert await views.checkpoint() == 12
 
 
 async def test_views_of_another_log_are_built_anew(views: Views) -> None:
@@ -565,7 +687,7 @@ async def rolled_back(views: Views, *, to: int) -> None:
     rows: Sequence[StoredFact] = await views.store.read_all(0, to)
     streams: dict[UUID, Any] = {}
     for stored in rows:
-        streams[stored.stream_id] = fold(streams.get(stored.stream_id), read(stored))
+        streams[stored.stream_id] = fold(streams.get(stored.stream_id), read(stored), TERMS)
     async for key in views.redis.scan_iter(KEYS.job(generation, "*")):
         await views.redis.delete(key)
     for job_id, folded in streams.items():
@@ -582,8 +704,10 @@ async def running(projector: Projector) -> AsyncIterator["asyncio.Task[None]"]:
     try:
         yield task
     finally:
+        why = task.exception() if task.done() else None
         await end([task], PATIENCE_S)
         assert task.done()
+        assert why is None, f"the projector ended: {why!r}"
 
 
 async def shows(views: Views, job_id: UUID) -> None:
@@ -593,3 +717,29 @@ async def shows(views: Views, job_id: UUID) -> None:
     while await views.shown(job_id) != await views.expected(job_id):
         assert clock() < give_up_at, "the view did not come about in time"
         await asyncio.sleep(0.02)
+
+
+# --- Who waits is told ------------------------------------------------------------------------------------------------
+
+
+async def test_the_jobs_that_ended_are_named_to_who_waits_for_them(views: Views) -> None:
+    open_job, ended_job = uuid7(), uuid7()
+    leader = await views.leading()
+    async with views.redis.pubsub() as pubsub:
+        await pubsub.subscribe(KEYS.moved)
+        now = _utc_now()  # The view of a job that ended long ago has expired before anybody could read it.
+        await views.happened(*(submitted(PING, job_id=job_id, when=now) for job_id in (open_job, ended_job)))
+        await leader.catch_up()
+        end_of_job = job_failed(counts(failed=1), job_id=ended_job, reason="none", when=now)
+        await views.happened(failed(PING, job_id=ended_job, when=now), end_of_job)
+        await leader.catch_up()
+        told = [await next_message(pubsub) for _ in range(2)]
+
+    assert told == ["2", f"4 {ended_job}"]
+
+
+async def next_message(pubsub: PubSub) -> str:
+    async with asyncio.timeout(PATIENCE_S):
+        while (message := await pubsub.get_message(ignore_subscribe_messages=True, timeout=1.0)) is None:
+            pass
+    return cast("bytes", message["data"]).decode()

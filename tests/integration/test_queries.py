@@ -16,16 +16,18 @@ from uuid_utils.compat import uuid7
 
 from app.http.middlewares import with_problems, with_request_id
 from app.http.problem import problem
-from projections.views import Keys
+from projections.views import JOB_STATUS, Keys
 from read_side import queries as module
 from read_side.api import ReadApi
-from read_side.queries import Answer, JobQueries, ViewsRebuilding, ViewsUnavailable
+from read_side.queries import Answer, JobQueries, ViewBehind, ViewsRebuilding, ViewsUnavailable
 from tests.builders import eventually
 from tests.peers.lookups import closed_port
 
 KEYS = Keys()
 GENERATION = "g1"
 DOCUMENT = b'{"jobId":"1","results":[{"data":{"ttl":300}},{"data":null}]}'
+UNDER_WAY = b'{"target":"\\"status\\":\\"Completed","status":"Processing","results":[{"status":"Succeeded"}]}'
+ENDED = b'{"target":"a","status":"Failed","results":[{"status":"Pending"}]}'
 PATIENCE_S = 10.0
 LONG_WAIT_S = 15.0
 
@@ -37,16 +39,17 @@ class Board:
     redis: Redis
     queries: JobQueries
 
-    async def stands(self, *, caught_up: datetime | None = None, complete: bool = True) -> None:
+    async def stands(self, *, caught_up: datetime | None = None, complete: bool = True, at: int = 7) -> None:
         """The views are there, and current until that time."""
-        await self.redis.set(KEYS.live, GENERATION)
+        await self.redis.hset(KEYS.live, JOB_STATUS, GENERATION)
         until_ms = int((caught_up or _utc_now()).timestamp() * 1000)
-        items: list[str | int] = ["complete", int(complete), "caught_up_ms", until_ms, "checkpoint", 7]
+        items: list[str | int] = ["complete", int(complete), "caught_up_ms", until_ms, "checkpoint", at, "view:job_status", 2]
         await self.redis.hset(KEYS.meta(GENERATION), items=items)
+        await self.redis.publish(KEYS.moved, str(at))
 
     async def shows(self, job_id: UUID, body: bytes = DOCUMENT, position: int = 12) -> None:
         await self.redis.set(KEYS.job(GENERATION, job_id), b"%d\n%b" % (position, body))
-        await self.redis.publish(KEYS.moved, position)
+        await self.redis.publish(KEYS.moved, f"{position} {job_id}")
 
 
 def _utc_now() -> datetime:
@@ -84,7 +87,7 @@ async def test_a_known_job_is_its_document_and_the_position_of_its_last_fact(boa
     await board.stands()
     await board.shows(job_id)
 
-    assert await board.queries.job(job_id) == Answer(DOCUMENT, '"1-12"')
+    assert await board.queries.job(job_id) == Answer(DOCUMENT, '"2-12"')
 
 
 async def test_a_known_job_is_answered_however_far_the_views_are_behind(board: Board) -> None:
@@ -92,7 +95,7 @@ async def test_a_known_job_is_answered_however_far_the_views_are_behind(board: B
     await board.stands(caught_up=_utc_now() - timedelta(hours=1), complete=False)
     await board.shows(job_id)
 
-    assert await soon(board.queries.job(job_id)) == Answer(DOCUMENT, '"1-12"')
+    assert await soon(board.queries.job(job_id)) == Answer(DOCUMENT, '"2-12"')
 
 
 @pytest.mark.parametrize("job_id", [uuid4(), UUID(int=0), made_ago(timedelta(minutes=1))], ids=["v4", "nil", "old"])
@@ -102,15 +105,16 @@ async def test_an_id_that_the_views_would_know_by_now_is_unknown_at_once(board: 
     assert await soon(board.queries.job(job_id)) is None
 
 
-async def test_a_young_unknown_id_is_waited_for_and_answered_the_moment_it_comes(board: Board) -> None:
-    job_id = uuid7()
+@pytest.mark.parametrize("age_s", [0, 20], ids=["new", "held up between its id and its commit"])
+async def test_a_young_unknown_id_is_waited_for_and_answered_the_moment_it_comes(board: Board, age_s: int) -> None:
+    job_id = made_ago(timedelta(seconds=age_s))
     await board.stands(caught_up=_utc_now() - timedelta(seconds=1))
     asked = asyncio.create_task(board.queries.job(job_id))
     await eventually(lambda: board.queries._waiters == 1)
 
     await board.shows(job_id)
 
-    assert await soon(asked) == Answer(DOCUMENT, '"1-12"')
+    assert await soon(asked) == Answer(DOCUMENT, '"2-12"')
     assert board.queries._waiters == 0
 
 
@@ -188,6 +192,149 @@ async def test_a_redis_that_cannot_be_reached_is_no_missing_job() -> None:
                 await JobQueries(redis, _utc_now).job(uuid4())
 
 
+# --- Waiting for the end ----------------------------------------------------------------------------------------------
+
+
+async def test_who_waits_for_the_end_is_answered_when_the_job_has_ended(board: Board) -> None:
+    job_id = uuid7()
+    await board.stands()
+    await board.shows(job_id, UNDER_WAY, 12)
+    asked = asyncio.create_task(board.queries.ended_job(job_id, LONG_WAIT_S))
+    await eventually(lambda: board.queries._waiters == 1)
+
+    await board.shows(job_id, UNDER_WAY, 13)
+    await board.shows(job_id, ENDED, 14)
+
+    assert await soon(asked) == Answer(ENDED, '"2-14"')
+    assert board.queries._waiters == 0
+
+
+async def test_other_jobs_moves_do_not_wake_who_waits(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LOOK_AGAIN_S", LONG_WAIT_S)
+    job_id = uuid7()
+    await board.stands()
+    await board.shows(job_id, UNDER_WAY)
+    asked = asyncio.create_task(board.queries.ended_job(job_id, LONG_WAIT_S))
+    await eventually(lambda: board.queries._waiters == 1)
+    looks = await number_of_looks(board)
+
+    for _ in range(20):
+        await board.shows(uuid7(), ENDED)
+    await board.shows(job_id, ENDED)
+
+    assert await soon(asked) == Answer(ENDED, '"2-12"')
+    assert await number_of_looks(board) - looks <= 2, "the one before it waited, and the one after its own job moved"
+
+
+async def number_of_looks(board: Board) -> int:
+    stats = await board.redis.info("commandstats")
+    return int(stats["cmdstat_evalsha"]["calls"])
+
+
+async def test_a_move_that_nobody_told_is_seen_a_moment_later(board: Board) -> None:
+    job_id = uuid7()
+    await board.stands()
+    await board.shows(job_id, UNDER_WAY)
+    asked = asyncio.create_task(board.queries.ended_job(job_id, LONG_WAIT_S))
+    await eventually(lambda: board.queries._waiters == 1)
+
+    await board.redis.set(KEYS.job(GENERATION, job_id), b"13\n" + ENDED)
+
+    assert await soon(asked) == Answer(ENDED, '"2-13"')
+
+
+async def test_who_has_waited_long_enough_is_told_how_far_the_job_is(board: Board) -> None:
+    job_id = uuid7()
+    await board.stands()
+    await board.shows(job_id, UNDER_WAY)
+
+    assert await soon(board.queries.ended_job(job_id, 0.2)) == Answer(UNDER_WAY, '"2-12"')
+
+
+async def test_one_waiter_too_many_is_answered_at_once(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WAITERS_MAX", 0)
+    job_id = uuid7()
+    await board.stands()
+    await board.shows(job_id, UNDER_WAY)
+
+    assert await soon(board.queries.ended_job(job_id, LONG_WAIT_S)) == Answer(UNDER_WAY, '"2-12"')
+
+
+async def test_who_waits_is_let_go_when_the_service_stops(board: Board) -> None:
+    job_id = uuid7()
+    await board.stands()
+    await board.shows(job_id, UNDER_WAY)
+    asked = asyncio.create_task(board.queries.ended_job(job_id, LONG_WAIT_S))
+    await eventually(lambda: board.queries._waiters == 1)
+
+    board.queries.let_go()
+
+    assert await soon(asked) == Answer(UNDER_WAY, '"2-12"')
+
+
+async def test_nobody_waits_for_the_end_of_a_job_that_does_not_exist(board: Board) -> None:
+    await board.stands()
+
+    assert await soon(board.queries.ended_job(uuid4(), LONG_WAIT_S)) is None
+
+
+# --- Waiting for a position -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("position", [0, 6, 7])
+async def test_what_the_views_have_reached_is_not_waited_for(board: Board, position: int) -> None:
+    await board.stands(at=7)
+
+    async with asyncio.timeout(PATIENCE_S):
+        await board.queries.reached(position, LONG_WAIT_S)
+
+
+async def test_who_waits_for_a_position_goes_on_the_moment_it_is_reached(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LOOK_AGAIN_S", LONG_WAIT_S)
+    await board.stands(at=7)
+    waiting = asyncio.create_task(board.queries.reached(9, LONG_WAIT_S))
+    await eventually(lambda: board.queries._waiters == 1)
+
+    await board.stands(at=8)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.2):
+            await asyncio.shield(waiting)
+    await board.stands(at=9)
+
+    async with asyncio.timeout(PATIENCE_S):
+        await waiting
+    assert board.queries._waiters == 0
+
+
+async def test_a_position_that_does_not_come_is_waited_for_within_the_bound(board: Board) -> None:
+    await board.stands(at=7)
+
+    with pytest.raises(ViewBehind):
+        async with asyncio.timeout(PATIENCE_S):
+            await board.queries.reached(8, 0.2)
+
+
+async def test_one_who_waits_for_a_position_too_many_is_told_at_once(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WAITERS_MAX", 0)
+    await board.stands(at=7)
+
+    with pytest.raises(ViewBehind):
+        async with asyncio.timeout(PATIENCE_S):
+            await board.queries.reached(8, LONG_WAIT_S)
+
+
+async def test_who_waits_for_a_position_is_let_go_when_the_service_stops(board: Board) -> None:
+    await board.stands(at=7)
+    waiting = asyncio.create_task(board.queries.reached(8, LONG_WAIT_S))
+    await eventually(lambda: board.queries._waiters == 1)
+
+    board.queries.let_go()
+
+    with pytest.raises(ViewBehind):
+        async with asyncio.timeout(PATIENCE_S):
+            await waiting
+
+
 # --- Over HTTP --------------------------------------------------------------------------------------------------------
 
 Get = Callable[..., Awaitable[tuple[int, Mapping[str, str], bytes]]]
@@ -215,12 +362,12 @@ async def test_a_job_is_answered_byte_for_byte_with_its_tag(board: Board) -> Non
         status, headers, body = await get(job_id)
 
     assert (status, body) == (200, DOCUMENT)
-    assert headers["ETag"] == '"1-12"'
+    assert headers["ETag"] == '"2-12"'
     assert headers["Content-Type"].startswith("application/json")
     assert headers["Cache-Control"] == "no-cache"
 
 
-@pytest.mark.parametrize("tags", ['"1-12"', 'W/"1-12"', '"1-11", "1-12"', "*"])
+@pytest.mark.parametrize("tags", ['"2-12"', 'W/"2-12"', '"2-11", "2-12"', "*"])
 async def test_a_client_that_has_it_already_gets_no_body(board: Board, tags: str) -> None:
     job_id = uuid7()
     await board.stands()
@@ -229,10 +376,10 @@ async def test_a_client_that_has_it_already_gets_no_body(board: Board, tags: str
     async with serving(board.queries) as get:
         status, headers, body = await get(job_id, **{"If-None-Match": tags})
 
-    assert (status, body, headers["ETag"]) == (304, b"", '"1-12"')
+    assert (status, body, headers["ETag"]) == (304, b"", '"2-12"')
 
 
-@pytest.mark.parametrize("tags", ['"1-11"', '"2-12"', "1-12", ""])
+@pytest.mark.parametrize("tags", ['"2-11"', '"1-12"', "2-12", ""])
 async def test_a_client_that_has_something_else_gets_the_body(board: Board, tags: str) -> None:
     job_id = uuid7()
     await board.stands()
@@ -240,6 +387,76 @@ async def test_a_client_that_has_something_else_gets_the_body(board: Board, tags
 
     async with serving(board.queries) as get:
         assert (await get(job_id, **{"If-None-Match": tags}))[::2] == (200, DOCUMENT)
+
+
+@pytest.mark.parametrize("prefer", ["wait=10", "respond-async, wait = 10", 'WAIT="10"; x=y', "foo;bar=1,wait=9999"])
+async def test_a_client_may_prefer_to_wait(board: Board, prefer: str) -> None:
+    job_id = uuid7()
+    await board.stands()
+    await board.shows(job_id, UNDER_WAY)
+
+    async with serving(board.queries) as get:
+        asked = asyncio.ensure_future(get(job_id, Prefer=prefer))
+        await eventually(lambda: board.queries._waiters == 1)
+        await board.shows(job_id, ENDED)
+        async with asyncio.timeout(PATIENCE_S):
+            status, headers, body = await asked
+
+    assert (status, body) == (200, ENDED)
+    assert headers["Preference-Applied"] == ("wait=30" if "9999" in prefer else "wait=10")
+
+
+@pytest.mark.parametrize("prefer", ["wait=-1", "wait=ten", "await=10", "wait=0", "wait", "wait=٣", ""])
+async def test_a_preference_that_is_none_is_passed_over(board: Board, prefer: str) -> None:
+    job_id = uuid7()
+    await board.stands()
+    await board.shows(job_id, UNDER_WAY)
+
+    async with serving(board.queries) as get:
+        async with asyncio.timeout(PATIENCE_S):
+            status, headers, body = await get(job_id, Prefer=prefer)
+
+    assert (status, body) == (200, UNDER_WAY)
+    assert "Preference-Applied" not in headers
+
+
+async def test_a_client_may_ask_for_views_that_show_a_position(board: Board) -> None:
+    job_id = uuid7()
+    await board.stands(at=11)
+    await board.shows(job_id, UNDER_WAY, 11)
+
+    async with serving(board.queries) as get:
+        asked = asyncio.ensure_future(get(f"{job_id}?minPosition=12"))
+        await eventually(lambda: board.queries._waiters == 1)
+        await board.shows(job_id, ENDED, 12)
+        await board.stands(at=12)
+        async with asyncio.timeout(PATIENCE_S):
+            status, headers, body = await asked
+
+    assert (status, headers["ETag"], body) == (200, '"2-12"', ENDED)
+
+
+async def test_a_position_that_is_not_reached_within_the_preferred_wait_is_told_so(board: Board) -> None:
+    job_id = uuid7()
+    await board.stands(at=11)
+    await board.shows(job_id, UNDER_WAY, 11)
+
+    async with serving(board.queries) as get:
+        async with asyncio.timeout(PATIENCE_S):
+            status, headers, body = await get(f"{job_id}?minPosition=12", Prefer="wait=1")
+
+    assert (status, headers["Retry-After"], orjson.loads(body)["code"]) == (503, "2", "view_behind")
+    assert orjson.loads(body)["error"] == "The views have not come as far as position 12 yet. Try again shortly."
+
+
+@pytest.mark.parametrize("position", ["-1", "1.5", "", "ten", "%D9%A3", "9" * 19, "1" * 5000, "0x10"])
+async def test_a_position_that_is_none_is_refused(board: Board, position: str) -> None:
+    await board.stands()
+
+    async with serving(board.queries) as get:
+        status, _, body = await get(f"{uuid7()}?minPosition={position}")
+
+    assert (status, orjson.loads(body)["code"]) == (400, "min_position_invalid")
 
 
 async def test_an_unknown_job_is_not_found(board: Board) -> None:
@@ -252,7 +469,8 @@ async def test_an_unknown_job_is_not_found(board: Board) -> None:
     assert (orjson.loads(body)["code"], orjson.loads(body)["error"]) == ("job_not_found", "Job not found")
 
 
-async def test_views_that_are_being_built_say_so(board: Board) -> None:
+async def test_views_that_are_being_built_say_so(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WAIT_MAX_S", 0.2)
     await board.stands(complete=False)
 
     async with serving(board.queries) as get:
@@ -271,4 +489,4 @@ async def test_clients_of_the_older_service_get_each_results_data_as_text(board:
 
     results = orjson.loads(body)["results"]
     assert [result["data"] for result in results] == ['{"ttl":300}', None]
-    assert headers["ETag"] == '"1-12"'
+    assert headers["ETag"] == '"2-12"'

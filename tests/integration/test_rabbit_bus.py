@@ -7,7 +7,7 @@ from pathlib import Path
 import aio_pika
 import pytest
 
-from events.bus import OUTCOMES, BusUnavailable
+from events.bus import ALL_QUEUES, OUTCOMES, BusUnavailable
 from events.rabbit_bus import RabbitBus
 from tests.servers.rabbitmq import RabbitMQNode
 
@@ -58,3 +58,48 @@ async def test_a_queue_deleted_by_hand_is_made_and_read_again(rabbitmq_vhost_url
         await inbox.ack([delivery])
     finally:
         await bus.stop()
+
+
+async def test_a_queue_that_was_deleted_and_made_again_takes_the_epoch_along(rabbitmq_vhost_url: str) -> None:
+    """Its reader consumes again at once, and what was in it is gone: only the mark, which nobody restores, can tell."""
+    reader, relay = RabbitBus(rabbitmq_vhost_url), RabbitBus(rabbitmq_vhost_url)
+    inbox = reader.subscribe(OUTCOMES, in_hand_max=4)
+    await reader.start()
+    await relay.start()
+    try:
+        assert await relay.read_epoch() is None
+        await relay.write_epoch("log-1")
+        assert await relay.read_epoch() == "log-1"
+
+        connection = await aio_pika.connect(rabbitmq_vhost_url)
+        async with connection, connection.channel() as channel:
+            await channel.queue_delete(OUTCOMES.name)
+        await reader.publish(OUTCOMES, b"after the deletion")
+        async with asyncio.timeout(PATIENCE_S):
+            await inbox.ack(await inbox.take(1))
+
+        assert await relay.read_epoch() is None
+        await relay.write_epoch("log-1")
+        assert await relay.read_epoch() == "log-1"
+    finally:
+        await reader.stop()
+        await relay.stop()
+
+
+async def test_reading_the_epoch_makes_missing_queues_again_while_nobody_publishes(rabbitmq_vhost_url: str) -> None:
+    relay = RabbitBus(rabbitmq_vhost_url)
+    await relay.start()
+    try:
+        await relay.read_epoch()
+        await relay.write_epoch("log-1")
+        connection = await aio_pika.connect(rabbitmq_vhost_url)
+        async with connection, connection.channel() as channel:
+            for queue in ALL_QUEUES:
+                await channel.queue_delete(queue.name)
+
+            assert await relay.read_epoch() is None
+
+            for queue in ALL_QUEUES:
+                await channel.declare_queue(queue.name, passive=True)
+    finally:
+        await relay.stop()

@@ -48,7 +48,7 @@ def last_path(server: RdapServer) -> str:
 )
 async def test_address_brings_its_network(peers: DemoPeers, asked: str, about: str, cidr: str) -> None:
     async with network(peers.settings) as net:
-        then = await rdap.look_up(address(asked), net)
+        then = (await rdap.look_up(address(asked), net)).result
 
     document = network_document(about)
     assert then.raw == document
@@ -73,7 +73,7 @@ async def test_address_brings_its_network(peers: DemoPeers, asked: str, about: s
 
 async def test_domain_brings_its_registration(peers: DemoPeers) -> None:
     async with network(peers.settings) as net:
-        then = await rdap.look_up(domain("example.com"), net)
+        then = (await rdap.look_up(domain("example.com"), net)).result
 
     assert then.raw == domain_document("example.com")
     assert then.model_dump(mode="json", exclude={"raw", "events"}) == {
@@ -134,16 +134,21 @@ async def test_each_way_to_go_wrong_has_its_code(peers: DemoPeers, name: str, co
     assert (then.code, then.transient) == (code, transient)
 
 
-async def test_busy_registry_defers_for_as_long_as_it_says(peers: DemoPeers) -> None:
+@pytest.mark.parametrize(
+    ("name", "reason", "wait_s"), [("busy.org", DeferReason.QUOTA, 7.0), ("resting.org", DeferReason.BREAKER, 9.0)]
+)
+async def test_registry_that_says_when_to_come_back_defers_until_then(
+    peers: DemoPeers, name: str, reason: DeferReason, wait_s: float
+) -> None:
     async with network(peers.settings) as net:
-        then = await deferral_of(rdap.look_up(domain("busy.org"), net))
+        then = await deferral_of(rdap.look_up(domain(name), net))
 
-    assert (then.reason, then.retry_after_s) == (DeferReason.QUOTA, 7.0)
+    assert (then.reason, then.retry_after_s) == (reason, wait_s)
 
 
 async def test_redirects_are_followed_to_the_document(peers: DemoPeers) -> None:
     async with network(peers.settings) as net:
-        then = await rdap.look_up(domain("moved.org"), net)
+        then = (await rdap.look_up(domain("moved.org"), net)).result
 
     assert then.name == "moved.org"
     assert last_path(peers.rdap) == "/moved/3/domain/moved.org"
@@ -159,7 +164,7 @@ async def test_endless_redirects_are_followed_a_bounded_number_of_times(peers: D
 
 async def test_fields_of_the_wrong_type_are_unknown_and_lists_are_bounded(peers: DemoPeers) -> None:
     async with network(peers.settings) as net:
-        then = await rdap.look_up(domain("tangled.org"), net)
+        then = (await rdap.look_up(domain("tangled.org"), net)).result
 
     assert then.handle == "ESC[31mAPE"
     assert (then.name, then.status, then.events) == (None, [], [rdap.RDAPEvent(action=None, date=None)])
@@ -192,7 +197,7 @@ async def test_server_is_found_by_our_name_servers_and_told_its_name(peers: Demo
     directory = bootstrap_dir(tmp_path, f"http://rdap.example.net:{port}/")
 
     async with network(peers.settings, rdap_bootstrap_dir=directory) as net:
-        then = await rdap.look_up(domain("example.com"), net)
+        then = (await rdap.look_up(domain("example.com"), net)).result
 
     assert then.name == "example.com"
     assert peers.rdap.hosts[-1] == f"rdap.example.net:{port}"
@@ -327,7 +332,7 @@ async def test_lookup_does_not_wait_for_the_refresh(peers: DemoPeers) -> None:
         urls = {"dns": f"http://127.0.0.1:{port}/dns.json"}
         async with network(peers.settings, rdap_refresh=True, rdap_bootstrap_urls=urls, http_timeout_s=30.0) as net:
             async with asyncio.timeout(5):
-                then = await rdap.look_up(domain("example.com"), net)
+                then = (await rdap.look_up(domain("example.com"), net)).result
 
             assert then.name == "example.com"
             assert net.refreshing is not None

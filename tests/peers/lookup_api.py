@@ -157,7 +157,8 @@ class LookupApi:
     """The peer's side: what it will answer, and what it was asked.
 
     `answers` says how each service ends, in the order in which they end, by target as typed; `ends` false = the last of
-    them never does. `refusals` are used up, one a request, before any poll (`poll_refusals`) or submission is answered.
+    them never does. `history` are the sentences that are told of any job. `refusals` are
+    used up, one a request, before any poll (`poll_refusals`) or submission is answered.
     """
 
     answers: dict[str, dict[Service, Document]] = field(default_factory=dict)
@@ -165,6 +166,7 @@ class LookupApi:
     submit_refusals: list[Refusal] = field(default_factory=list)
     poll_refusals: list[Refusal] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    history: list[str] | Refusal = field(default_factory=lambda: ["A lookup was accepted."])
     exchanges: list[Exchange] = field(default_factory=list)
     jobs: dict[UUID, "ScriptedJob"] = field(default_factory=dict)
     url: str = ""
@@ -183,6 +185,7 @@ class LookupApi:
             web.post("/api/lookup", self._submit),
             web.get("/api/lookup/services", self._services),
             web.get("/api/lookup/{job_id}", self._poll),
+            web.get("/api/lookup/{job_id}/history", self._history),
         ]
 
     async def _submit(self, request: web.Request) -> web.StreamResponse:
@@ -228,6 +231,13 @@ class LookupApi:
         if document is None:
             return web.Response(status=304, headers=headers)
         return web.json_response(document | {"jobId": str(job.job_id)}, headers=headers)
+
+    async def _history(self, request: web.Request) -> web.StreamResponse:
+        if isinstance(self.history, Refusal):
+            return self._refuse(request, self.history)
+        self._note(request, 200)
+        facts = [{"recordedAt": "2025-11-24T10:00:00Z", "sentence": sentence} for sentence in self.history]
+        return web.json_response({"jobId": request.match_info["job_id"], "facts": facts, "next": None})
 
     def _refuse(self, request: web.Request, refusal: Refusal, body: object = None) -> web.Response:
         self._note(request, refusal.status, body)

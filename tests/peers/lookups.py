@@ -12,7 +12,7 @@ import pytest
 
 from app.demo.peers import DemoPeers, start_demo_peers
 from events.facts import Target, TargetType
-from workers.lookup import LookupDeferred, LookupFailed, Result
+from workers.lookup import Answer, LookupDeferred, LookupFailed, Result
 from workers.network import Network, NetworkSettings, open_network
 
 NOW = datetime(2025, 11, 24, 12, 0, tzinfo=UTC)
@@ -44,13 +44,13 @@ def domain(text: str) -> Target:
     return Target(raw=text, canonical=text, type=TargetType.DOMAIN)
 
 
-async def failure_of(lookup: Awaitable[Result]) -> LookupFailed:
+async def failure_of(lookup: Awaitable[Answer[Result]]) -> LookupFailed:
     with pytest.raises(LookupFailed) as caught:
         await lookup
     return caught.value
 
 
-async def deferral_of(lookup: Awaitable[Result]) -> LookupDeferred:
+async def deferral_of(lookup: Awaitable[Answer[Result]]) -> LookupDeferred:
     with pytest.raises(LookupDeferred) as caught:
         await lookup
     return caught.value

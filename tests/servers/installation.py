@@ -1,8 +1,10 @@
 """How tests come by a program that no wheel brings: from the PATH, else by apt where we may, else the run ends and says how."""
 
+import fcntl
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,8 +27,10 @@ def need_program(names: Sequence[str], package: str, also_in: Sequence[str] = ()
     """As `find_program`; installs Debian's `package` if need be. Ends the whole run with what to type if it cannot."""
     if found := find_program(names, also_in):
         return found
-    if os.geteuid() == 0 and shutil.which("apt-get") and _installed(package) and (found := find_program(names, also_in)):
-        return found
+    if os.geteuid() == 0 and shutil.which("apt-get"):
+        with _one_at_a_time():
+            if (found := find_program(names, also_in)) or (_installed(package) and (found := find_program(names, also_in))):
+                return found
     pytest.exit(f"The tests need {names[0]}. Type: sudo apt-get install {package}{otherwise}", returncode=1)
 
 
@@ -38,6 +42,14 @@ def _installed(package: str) -> bool:
             if done.returncode != 0:
                 return False
     return True
+
+
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """The tests run in several processes, and each of them may miss the program at the same time."""
+    with (Path(tempfile.gettempdir()) / "lookup-tests-install.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @contextmanager

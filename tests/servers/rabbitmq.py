@@ -82,12 +82,19 @@ class RabbitMQNode:
         self.broker = RabbitMQ(f"amqp://guest:guest@127.0.0.1:{self._amqp}/", f"http://guest:guest@127.0.0.1:{self._api}")
 
     def start(self) -> None:
+        self.launch()
+        self.wait_until_ready()
+
+    def launch(self) -> None:
+        """Start it. It is not ready when this returns."""
         program = need_rabbitmq()
         self._write_files()
         # Erlang starts a name server that stays for ever unless it finds one.
         if self._epmd is None:
             self._epmd = self._launch([_epmd(), "-port", str(self._epmd_port), "-address", "127.0.0.1"])
         self._server = self._launch([program])
+
+    def wait_until_ready(self) -> None:
         if not self.broker.wait_until_ready():
             log = (self._folder / "output").read_text(errors="replace")[-4000:]
             self.stop()
@@ -107,6 +114,20 @@ class RabbitMQNode:
         if self._epmd is not None:
             end(self._epmd, STOP)
             self._epmd = None
+
+    def command(self, *words: str) -> str:
+        """What `rabbitmqctl WORDS` printed. Takes a second or two: it is an Erlang machine of its own."""
+        program = need_program(["rabbitmqctl"], "rabbitmq-server", SERVER_FOLDERS)
+        done = subprocess.run(
+            [program, "-q", *words],
+            env=self._environment(),
+            cwd=self._folder,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        )
+        return done.stdout
 
     def _launch(self, command: list[str | Path]) -> subprocess.Popen[bytes]:
         return launch(

@@ -127,9 +127,9 @@ GOOGLE_INSIDE = ["::ffff:8.8.8.8", "64:ff9b::8.8.8.8", "2002:808:808::1", "2001:
 @pytest.mark.parametrize(("first", "last", "kind"), REFUSED)
 def test_the_first_and_last_address_of_every_block_are_refused(first: str, last: str, kind: str) -> None:
     for address in (first, last):
-        assert STRICT.refusal_to_probe(address) == f"{address} is {kind} address; this service does not send packets to it."
+        assert STRICT.refusal_to_probe(address) == f"The address is {kind} address; this service does not send packets to it."
         assert (
-            SILENT.refusal_to_ask_about(address) == f"{address} is {kind} address; this service does not ask others about it."
+            SILENT.refusal_to_ask_about(address) == f"The address is {kind} address; this service does not ask others about it."
         )
 
 
@@ -152,10 +152,10 @@ def smallest_block(address: IPAddress) -> IPNetwork:
 @pytest.mark.parametrize("address", LOCALHOST_INSIDE)
 def test_a_carried_address_is_judged(address: str) -> None:
     assert STRICT.refusal_to_probe(address) == (
-        f"{address} leads to 127.0.0.1, which is a loopback address; this service does not send packets to it."
+        "The address leads to a loopback address; this service does not send packets to it."
     )
     assert SILENT.refusal_to_ask_about(address) == (
-        f"{address} leads to 127.0.0.1, which is a loopback address; this service does not ask others about it."
+        "The address leads to a loopback address; this service does not ask others about it."
     )
     assert LABORATORY.refusal_to_probe(address) is None
 

@@ -141,6 +141,39 @@ async def test_one_more_than_may_wait_is_overload_and_room_comes_back() -> None:
         assert await batcher.add(4) == 40
 
 
+async def test_who_waits_too_long_is_told_whether_the_item_may_still_go_down() -> None:
+    slow = Slow()
+    batcher = Batcher(slow.flush, batch_max=10)
+    flying = asyncio.create_task(batcher.add(0, within_s=0.2))
+    await slow.began()
+    waiting = asyncio.create_task(batcher.add(1, within_s=0.1))
+    patient = (await added(batcher, 2))[0]
+
+    in_doubt, withdrawn = await answers([flying, waiting])
+    slow.let_through()
+
+    assert isinstance(in_doubt, TimeoutError)
+    assert isinstance(withdrawn, Overloaded)
+    assert await answers([patient]) == [20]
+    assert slow.finished == [[0], [2]]
+
+
+async def test_when_all_that_waited_is_withdrawn_nothing_is_flushed() -> None:
+    slow = Slow()
+    batcher = Batcher(slow.flush, batch_max=10)
+    flying = await added(batcher, 0)
+    await slow.began()
+
+    with pytest.raises(Overloaded):
+        await batcher.add(1, within_s=0.05)
+    slow.let_through()
+    await answers(flying)
+    async with asyncio.timeout(PATIENCE_S):
+        await batcher.drain()
+
+    assert slow.finished == [[0]]
+
+
 async def test_draining_waits_until_everything_went_down() -> None:
     slow = Slow()
     batcher = Batcher(slow.flush, batch_max=2)

@@ -10,8 +10,9 @@ import pytest
 
 from domain.commands import TaskOutcome, lines_of
 from domain.saga import NO_ANSWER
+from events import dead_letters
 from events.bus import DEAD_LETTERS, OUTCOMES, Delivery
-from events.facts import Fact, Service
+from events.facts import Fact, Service, TasksDispatched
 from events.memory import MemoryBus, MemoryInbox, MemoryStore
 from events.record import envelope_of, read
 from events.store import AppendUnit, OutcomeUnknown, StoreUnavailable, StreamHead, VersionConflict
@@ -37,6 +38,7 @@ from tests.builders import (
     memory_store,
     numbered_ids,
     outcome,
+    quota,
     submitted,
 )
 from write_side import gather
@@ -145,7 +147,7 @@ async def test_the_fact_tells_which_command_led_to_it_and_whose_request_it_was()
     envelope = envelope_of((await gathering.store.read([JOB]))[JOB][-1].state)
     assert envelope["causation_id"] == str(outcome(PING).command_id)
     assert envelope["correlation_id"] == str(CAUSE.correlation_id)
-    assert envelope["actor"] == "gather"
+    assert envelope["actor"] == outcome(PING).worker
 
 
 async def test_all_outcomes_of_a_job_that_are_in_hand_are_one_append() -> None:
@@ -234,6 +236,22 @@ async def test_a_conflict_is_decided_again_on_what_the_other_wrote() -> None:
     assert two.counted() == (1, 1, 0)
 
 
+async def test_what_somebody_else_dispatched_meanwhile_is_not_taken_for_superseded() -> None:
+    """A decision that appends nothing is guarded by no expected version: it may not be made of a remembered state."""
+    store = memory_store()
+    await given(store, *OPEN)
+    one, two = Gathering(store), Gathering(store)
+    await two.gatherer.sagas.load([JOB])
+    await one.take_in([outcome(PING, TRANSIENT)])
+    again = (await one.facts())[-1]
+    assert isinstance(again, TasksDispatched)
+
+    await two.take_in([outcome(PING, PERMANENT, attempt=2).model_copy(update={"command_id": again.tasks[0].command_id})])
+
+    assert (await two.facts())[-1] == failed(PING, attempt=2)
+    assert two.counted() == (1, 0, 0)
+
+
 async def test_sixty_four_simultaneous_outcomes_of_one_job_are_each_counted_once() -> None:
     """16 reports of each of 4 tasks, in 64 messages, read by 4 gatherers at the same time."""
     store = memory_store()
@@ -261,9 +279,24 @@ async def test_an_unreadable_line_goes_to_the_dead_letters_alone() -> None:
 
     (letter,) = await gathering.dead_letters.take(10)
     assert letter.body == b'{"job_id":"nobody"}'
-    assert letter.headers == {"queue": OUTCOMES.name, "reason": "unreadable"}
+    assert (letter.headers[dead_letters.QUEUE], letter.headers[dead_letters.REASON]) == (OUTCOMES.name, "wrong_schema")
     assert await gathering.facts() == [*OPEN, completed(PING), completed(RDAP), job_completed(counts(succeeded=2))]
     assert gathering.counted() == (2, 0, 1)
+    assert await gathering.unacknowledged() == 0
+
+
+async def test_an_outcome_that_breaks_the_decision_goes_to_the_dead_letters_alone() -> None:
+    """A time without a zone can be read, and cannot be compared. It must not end the reader, nor take its neighbours along."""
+    gathering = await started(*OPEN)
+    breaking = outcome(PING, quota(NOW.replace(tzinfo=None)))
+
+    await gathering.take_in([breaking, outcome(RDAP)], [outcome(PING)], [breaking])
+
+    letters = await gathering.dead_letters.take(10)
+    assert [letter.body for letter in letters] == [lines_of([breaking])] * len(letters)
+    assert {letter.headers[dead_letters.REASON] for letter in letters} == {"refused"}
+    assert len({letter.headers[dead_letters.MESSAGE] for letter in letters}) == 1
+    assert await gathering.facts() == [*OPEN, completed(RDAP), completed(PING), job_completed(counts(succeeded=2))]
     assert await gathering.unacknowledged() == 0
 
 

@@ -1,11 +1,12 @@
 """The view that pollers read: what it says after each fact, and the document that is made of it."""
 
 from dataclasses import replace
+from typing import Any
 
 import orjson
 import pytest
 
-from events.facts import Erased, Fact, JobFact, JobSubmitted, Service
+from events.facts import Erased, Fact, JobFact, JobSubmitted, Service, SkipReason
 from projections.job_status import NO_OUTCOME_IN_TIME, begin, project
 from projections.views import JobStatus, TaskStatus, document_of
 from results.documents import reference_to
@@ -21,6 +22,7 @@ from tests.builders import (
     REVERSE_DNS,
     at,
     completed,
+    corrected,
     counts,
     deferred,
     dispatched,
@@ -114,6 +116,23 @@ def test_an_erased_target_is_told_as_erased() -> None:
     assert document(fact)["target"] == "[erased]"
 
 
+def test_a_correction_replaces_what_was_found_and_nothing_else() -> None:
+    """The job is over, and ended as it ended."""
+    ended: Facts = [
+        submitted(PING),
+        dispatched(PING),
+        completed(PING, when=at(2)),
+        job_completed(counts(succeeded=1), when=at(3)),
+    ]
+    documents = {reference_to(JOB, body).location.key: body for body in (DOCUMENT, b'{"corrected":true}')}
+
+    before, after = document(*ended, documents=documents), document(*ended, corrected(PING, when=at(90)), documents=documents)
+
+    told: Any = before.pop("results")
+    assert after.pop("results") == [told[0] | {"data": {"corrected": True}}]
+    assert after == before
+
+
 # --- The tasks --------------------------------------------------------------------------------------------------------
 
 
@@ -124,9 +143,9 @@ def test_an_erased_target_is_told_as_erased() -> None:
             completed(PING, when=at(2)),
             TaskStatus("Succeeded", 1, None, at(2), 12, reference_to(JOB, DOCUMENT)),
         ),
-        (failed(PING, when=at(2)), TaskStatus("Failed", 1, DOWN.message, at(2), 12)),
-        (timed_out(PING, attempt=2, when=at(2)), TaskStatus("TimedOut", 2, NO_OUTCOME_IN_TIME, at(2))),
-        (skipped(PING, when=at(2)), TaskStatus("Skipped", 1, REFUSAL[1], at(2))),
+        (failed(PING, when=at(2)), TaskStatus("Failed", 1, DOWN.message, at(2), 12, error_code=DOWN.code)),
+        (timed_out(PING, attempt=2, when=at(2)), TaskStatus("TimedOut", 2, NO_OUTCOME_IN_TIME, at(2), error_code="timed_out")),
+        (skipped(PING, when=at(2)), TaskStatus("Skipped", 1, REFUSAL[1], at(2), error_code="not_applicable")),
         (deferred(PING, until=at(20)), TaskStatus("Deferred", 1)),
         (dispatched(PING, attempt=2), TaskStatus("Pending", 2)),
     ],
@@ -136,6 +155,20 @@ def test_a_task_says_how_it_ended_and_its_neighbour_stays_as_it_was(fact: JobFac
     view = view_of(submitted(PING, RDAP), dispatched(PING, RDAP), fact)
 
     assert view.tasks == {PING: task, RDAP: TaskStatus("Pending", 1)}
+
+
+@pytest.mark.parametrize(
+    ("reason", "code"),
+    [
+        (SkipReason.NOT_APPLICABLE, "not_applicable"),
+        (SkipReason.POLICY, "address_refused"),
+        (SkipReason.CANCELLED, "cancelled"),
+    ],
+)
+def test_a_skipped_service_says_why_in_a_code(reason: SkipReason, code: str) -> None:
+    view = view_of(submitted(PING), skipped(PING).model_copy(update={"reason": reason}))
+
+    assert view.tasks[PING].error_code == code
 
 
 def test_results_are_told_in_the_order_that_was_asked_whatever_order_they_came_in() -> None:
@@ -162,7 +195,7 @@ def test_a_result_has_these_fields_whatever_became_of_it() -> None:
     results = document(*facts)["results"]
 
     assert isinstance(results, list)
-    fields = {"serviceType", "success", "status", "data", "errorMessage", "completedAt", "durationMs", "attempt"}
+    fields = {"serviceType", "success", "status", "data", "errorCode", "errorMessage", "completedAt", "durationMs", "attempt"}
     assert all(result.keys() == fields for result in results)
 
 
@@ -199,7 +232,7 @@ def test_a_cancelled_jobs_open_tasks_are_skipped_and_its_answers_stay() -> None:
     view = view_of(submitted(PING, RDAP), dispatched(PING, RDAP), completed(PING), job_cancelled(when=at(3)))
 
     assert view.tasks[PING].status == "Succeeded"
-    assert view.tasks[RDAP] == TaskStatus("Skipped", 1, "The job was cancelled.", at(3))
+    assert view.tasks[RDAP] == TaskStatus("Skipped", 1, "The job was cancelled.", at(3), error_code="cancelled")
 
 
 # --- Purity -----------------------------------------------------------------------------------------------------------
@@ -229,6 +262,7 @@ def test_every_kind_of_fact_about_a_job_has_its_line() -> None:
         submitted(*Service),
         dispatched(PING),
         completed(PING),
+        corrected(PING),
         failed(PING),
         timed_out(PING),
         skipped(PING),

@@ -1,5 +1,6 @@
 """How a fact lies in the log, and what is left of it when its erasable part is gone."""
 
+import json
 from datetime import UTC, datetime
 from hashlib import sha256
 from uuid import UUID
@@ -43,6 +44,7 @@ def test_the_envelope_says_who_and_why_and_leaves_out_what_nobody_knows() -> Non
     assert envelope == {
         "event_id": str(EVENT_ID),
         "correlation_id": str(CAUSE.correlation_id),
+        "causation_id": str(CAUSE.correlation_id),
         "actor": "anonymous",
         "recorded_at": "2026-01-02T03:04:05Z",
         "traceparent": "00-aa-bb-01",
@@ -146,7 +148,7 @@ def test_a_topic_that_is_not_in_the_catalog_stops_the_reader() -> None:
 
 def test_a_newer_version_stops_the_reader() -> None:
     row = stored(completed(PING))
-    newer = StoredFact(row.position, row.stream_id, row.stream_version, "lookup.TaskCompleted.v2", row.state)
+    newer = StoredFact(row.position, row.stream_id, row.stream_version, "lookup.TaskCompleted.v3", row.state)
 
     with pytest.raises(UnknownFact, match="Upgrade"):
         read(newer)
@@ -165,3 +167,24 @@ def test_the_whole_fact_is_the_json_that_subscribers_get() -> None:
         row = stored(fact)
         assert type(fact).model_validate_json(whole_fact(row.topic, row.state)) == fact
     assert isinstance(read(stored(dispatched(PING))).fact, TasksDispatched)
+
+
+def test_what_somebody_says_in_an_envelope_is_never_taken_for_another_member_of_it() -> None:
+    says = 'x","recorded_at":"1999-01-01T00:00:00Z","erasable":{"target":"y"}'
+    row = stored(submitted(PING), Cause(actor=says, correlation_id=UUID(int=2), reason='{"erasable":{}},"erasable":{'))
+
+    assert read(row).recorded_at == NOW
+    assert read(row).fact == submitted(PING)
+
+
+def test_an_envelope_in_another_order_and_spelling_reads_the_same() -> None:
+    row = stored(submitted(PING))
+    envelope, rest = row.state.split(b"\n", 1)
+    members = orjson.loads(envelope)
+    spelled = json.dumps({name: members[name] for name in reversed(members)}, separators=(" , ", " : ")).encode()
+    assert envelope != spelled
+
+    erased = with_state(row, b"\n".join([spelled, *rest.split(b"\n")[:2]]))
+
+    assert read(with_state(row, spelled + b"\n" + rest)) == read(row)
+    assert read(erased).fact == submitted(PING).model_copy(update={"target": Erased(), "requested_by": Erased()})

@@ -2,14 +2,26 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from uuid import UUID
 
 import pytest
 
 from domain.commands import ExpireTasks, TaskOutcome
 from domain.saga import NO_ANSWER, due_at, evolve, expire_tasks, record_outcome, replay, submit
-from events.facts import Fact, IdempotencyKeyClaimed, JobCompleted, JobFact, JobFailed, JobSubmitted, Service, TasksDispatched
+from events.facts import (
+    DeferReason,
+    Fact,
+    IdempotencyKeyClaimed,
+    JobCompleted,
+    JobFact,
+    JobFailed,
+    JobSubmitted,
+    Priority,
+    Service,
+    TaskFailed,
+    TasksDispatched,
+)
 from tests.builders import (
     ADDRESS,
     DOMAIN,
@@ -30,6 +42,7 @@ from tests.builders import (
     at,
     command_id,
     completed,
+    corrected,
     counts,
     deferred,
     dispatched,
@@ -56,6 +69,11 @@ def decide(facts: Sequence[Fact], of: TaskOutcome, now: datetime = NOW) -> list[
 def expire(facts: Sequence[Fact], now: datetime, relayed_until: datetime | None = None) -> list[JobFact]:
     command = ExpireTasks(JOB, now, now if relayed_until is None else relayed_until)
     return expire_tasks(replay(facts), command, next_command_ids=NEXT_IDS, rules=RULES)
+
+
+def timeouts_of(facts: Sequence[JobFact]) -> dict[Service, float]:
+    """How long what these facts dispatch may take, by service."""
+    return {task.service: task.timeout_s for fact in facts if isinstance(fact, TasksDispatched) for task in fact.tasks}
 
 
 def attempts_of(facts: Sequence[JobFact]) -> dict[Service, int]:
@@ -105,6 +123,46 @@ def test_the_target_is_kept_as_typed_and_in_its_canonical_form() -> None:
     assert isinstance(second, TasksDispatched)
     assert first.target == second.target == DOMAIN
     assert first.target_type == DOMAIN.type
+
+
+@pytest.mark.parametrize(("asked_s", "given_s"), [(0.5, 0.5), (10.0, 10.0), (11.0, 10.0), (1e300, 10.0), (None, 10.0)])
+def test_a_request_may_ask_for_shorter_attempts_but_not_for_longer_ones(asked_s: float | None, given_s: float) -> None:
+    facts = submit(submit_command(PING, RDAP, timeout_s=asked_s), RULES)
+
+    assert timeouts_of(facts) == {PING: given_s, RDAP: given_s}
+
+
+def test_what_was_asked_for_holds_for_every_attempt() -> None:
+    given = submit(submit_command(PING, timeout_s=2.5), RULES)
+
+    assert timeouts_of(decide(given, outcome(PING, OUT_OF_TIME), at(3))) == {PING: 2.5}
+    assert timeouts_of(expire([*given, deferred(PING, until=at(4))], at(4))) == {PING: 2.5}
+    impatient = replace(RULES, redispatch_after=timedelta(seconds=5))
+    silent = ExpireTasks(JOB, at(6), at(6))
+    assert timeouts_of(expire_tasks(replay(given), silent, next_command_ids=NEXT_IDS, rules=impatient)) == {PING: 2.5}
+
+
+@pytest.mark.parametrize(("asked_s", "lifetime_s"), [(2.5, 15.0), (40.0, 90.0), (1e300, 90.0), (None, 90.0)])
+def test_a_job_with_shorter_attempts_is_promised_sooner(asked_s: float | None, lifetime_s: float) -> None:
+    """Two attempts, and what it takes to hand them out and to be told."""
+    first, *_ = submit(submit_command(PING, timeout_s=asked_s), RULES)
+
+    assert isinstance(first, JobSubmitted)
+    assert first.expires_at == at(lifetime_s)
+
+
+def test_bulk_work_may_wait_in_its_queue_however_short_its_attempts_are() -> None:
+    first, *_ = submit(submit_command(PING, timeout_s=2.5, priority=Priority.BULK), RULES)
+
+    assert isinstance(first, JobSubmitted)
+    assert first.expires_at == NOW + RULES.lifetime[Priority.BULK]
+
+
+def test_a_job_whose_request_asked_for_nothing_reads_as_it_always_did() -> None:
+    first, *_ = submit(submit_command(PING), RULES)
+
+    assert isinstance(first, JobSubmitted)
+    assert first.options == {}
 
 
 # --- Outcomes that are news -------------------------------------------------------------------------------------------
@@ -282,6 +340,20 @@ def test_what_a_deferred_command_still_reports_says_nothing_about_the_one_that_f
     assert decide(given, outcome(PING, dispatch=2).model_copy(update={"ending": ending}), at(21)) != []
 
 
+@pytest.mark.parametrize(("reason", "code"), [(DeferReason.QUOTA, "quota_exhausted"), (DeferReason.BREAKER, "upstream_down")])
+def test_a_deferral_to_after_the_jobs_end_is_its_end(reason: DeferReason, code: str) -> None:
+    """Nobody waits until then to hear that nobody will be asked."""
+    given = [submitted(PING), dispatched(PING)]
+
+    task, closing = decide(given, outcome(PING, quota(at(90)).model_copy(update={"reason": reason})), at(1))
+
+    assert isinstance(task, TaskFailed)
+    assert task.error.code == code
+    assert closing == job_failed(counts(failed=1), reason=NO_ANSWER, when=at(1))
+    (in_time,) = decide(given, outcome(PING, quota(at(89.9))), at(1))
+    assert in_time == deferred(PING, until=at(89.9), when=at(1))
+
+
 def test_the_answer_to_a_deferred_task_counts() -> None:
     given = [submitted(PING), dispatched(PING), deferred(PING, until=at(20))]
 
@@ -423,3 +495,17 @@ def test_a_closing_fact_counts_every_requested_service_once() -> None:
 def test_the_commands_of_a_task_can_be_told_apart() -> None:
     """The builders' own promise, on which the tests about superseded attempts rest."""
     assert len({command_id(service, number) for service in Service for number in (1, 2)}) == 8
+
+
+# --- Corrections ------------------------------------------------------------------------------------------------------
+
+
+def test_a_correction_decides_nothing() -> None:
+    """What was found is read anew; that the task ended, and how the job did, stays."""
+    open_still: list[Fact] = [submitted(PING, RDAP), dispatched(PING, RDAP), completed(PING)]
+    over: list[Fact] = [*open_still, completed(RDAP), job_completed(counts(succeeded=2))]
+
+    for facts in (open_still, over):
+        assert replay([*facts, corrected(PING)]) == replay(facts)
+    assert decide([*over, corrected(PING)], outcome(PING)) == []
+    assert expire([*over, corrected(PING)], at(3600)) == []

@@ -3,6 +3,7 @@
 import pickle
 from ipaddress import IPv4Address, IPv6Address
 
+import idna
 import pytest
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
@@ -315,6 +316,33 @@ def test_the_canonical_form_is_its_own_canonical_form(raw: str) -> None:
     again = parse_target(answer.canonical)
 
     assert (again.canonical, again.type) == (answer.canonical, answer.type)
+
+
+@given(raw=PLAUSIBLE)
+@example(raw="BÜCHER。DE。")
+@example(raw="faß.de")
+@settings(MANY, max_examples=200)
+def test_every_spelling_of_a_target_means_the_same(raw: str) -> None:
+    """Else the same question would be two, and a rule that holds for one spelling could be walked around with another."""
+    answer = target_or_refusal(raw)
+    assume(isinstance(answer, Target))
+    assert isinstance(answer, Target)
+    canonical = answer.canonical
+    spellings = [f" {canonical}\n", f"\N{NO-BREAK SPACE}{canonical}"]
+    if answer.type is TargetType.DOMAIN:
+        for_people = ".".join(idna.ulabel(label) for label in canonical.split("."))
+        spellings += [canonical.upper(), f"{canonical}.", for_people, canonical.replace(".", "。"), full_width(canonical)]
+    elif ":" not in canonical:
+        spellings += [full_width(canonical), canonical.replace(".", "｡")]
+
+    assert {(parse_target(spelling).canonical, parse_target(spelling).type) for spelling in spellings} == {
+        (canonical, answer.type)
+    }
+
+
+def full_width(text: str) -> str:
+    """The same in the wide forms of East Asian keyboards (U+FF01 to U+FF5E)."""
+    return "".join(chr(ord(char) + 0xFEE0) for char in text)
 
 
 def target_or_refusal(raw: object) -> Target | InvalidTarget:

@@ -6,7 +6,7 @@ from uuid import UUID
 import orjson
 import pytest
 
-from domain.commands import LookUp, TaskOutcome, lines_of
+from domain.commands import Deferred, Failed, LookUp, Skipped, TaskOutcome, TimedOut, lines_of
 from events.catalog import TOPICS, UnknownFact
 from events.facts import Erased, JobFact, JobSubmitted, Service, Target, TargetType
 from events.record import Cause, StoredFact, hash_of, read
@@ -16,12 +16,15 @@ from tests.builders import (
     CAUSE,
     DOMAIN,
     JOB,
+    OUT_OF_TIME,
     PERMANENT,
     PING,
     RDAP,
+    REFUSED,
     TRANSIENT,
     at,
     completed,
+    corrected,
     counts,
     deferred,
     dispatched,
@@ -45,6 +48,7 @@ EVERY_KIND: list[JobFact] = [
     dispatched(*Service),
     deferred(PING, until=at(20)),
     completed(PING),
+    corrected(PING),
     failed(RDAP),
     timed_out(Service.GEOIP),
     skipped(Service.REVERSE_DNS),
@@ -131,6 +135,24 @@ def test_commands_and_outcomes_survive_the_wire_a_line_each() -> None:
 
     assert [LookUp.model_validate_json(line) for line in lines_of(commands).split(b"\n")] == commands
     assert [TaskOutcome.model_validate_json(line) for line in lines_of(outcomes).split(b"\n")] == outcomes
+
+
+@pytest.mark.parametrize("ending", [None, PERMANENT, OUT_OF_TIME, REFUSED, quota(at(9))])
+def test_a_newer_workers_outcome_may_tell_more_than_we_know(ending: Failed | TimedOut | Skipped | Deferred | None) -> None:
+    """Workers and saga are never replaced in one instant."""
+    told = outcome(PING, ending)
+    document = orjson.loads(lines_of([told])) | {"mood": "good"}
+    document["ending"]["mood"] = "good"
+
+    assert TaskOutcome.model_validate_json(orjson.dumps(document)) == told
+
+
+def test_a_command_is_understood_whole_or_not_at_all() -> None:
+    """A worker that overlooks a word might ask what it must not."""
+    document = orjson.loads(lines_of([look_up_command(PING)])) | {"never_ask": "registries"}
+
+    with pytest.raises(ValueError, match="never_ask"):
+        LookUp.model_validate_json(orjson.dumps(document))
 
 
 def test_no_text_can_break_a_line() -> None:

@@ -1,0 +1,153 @@
+"""The relay over the in-memory twins: what has to have left before a checkpoint moves, and what holds nobody up."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from uuid import UUID
+
+from events.bus import COMMANDS, FACTS, Bus, BusUnavailable, Queue
+from events.facts import Priority
+from events.memory import MemoryBus
+from tests.builders import GEOIP, NOW, PING, RDAP, Clock, dispatched, eventually, given, memory_store, submitted
+from write_side import checkpoints
+from write_side.checkpoints import Checkpoint
+from write_side.memory import MemoryLedgers
+from write_side.relay import CheckpointAhead, Relay
+
+LANES = {service: COMMANDS[service, Priority.INTERACTIVE] for service in (PING, RDAP, GEOIP)}
+
+
+class Ailing(MemoryBus):
+    """A broker with queues that take nothing, and which goes down altogether after so many messages."""
+
+    def __init__(self, *, broken: set[Queue], goes_down_after: int | None = None) -> None:
+        super().__init__()
+        self.broken = broken
+        self.left = goes_down_after
+        self.down = False
+        self.refused = 0
+
+    async def publish(self, queue: Queue, body: bytes, headers: Mapping[str, str] | None = None) -> None:
+        if self.down or queue in self.broken:
+            self.refused += 1
+            raise BusUnavailable
+        await super().publish(queue, body, headers)
+        if self.left is not None and queue != FACTS:
+            self.left -= 1
+            self.down = self.left == 0
+
+    async def read_epoch(self) -> str | None:
+        if self.down:
+            raise BusUnavailable
+        return await super().read_epoch()
+
+
+class Relaying:
+    """A log with one job for three services, and a relay between it and a broker."""
+
+    def __init__(self, bus: Ailing) -> None:
+        self.bus = bus
+        self.store = memory_store()
+        self.ledgers = MemoryLedgers(self.store)
+        self.log_id: UUID | None = None
+
+    async def begin(self) -> None:
+        self.log_id = await self.store.log_id()
+        await self.bus.write_epoch(str(self.log_id))
+        await given(self.store, submitted(*LANES), dispatched(*LANES))
+
+    @asynccontextmanager
+    async def running(self, bus: Bus) -> AsyncIterator["asyncio.Task[None]"]:
+        task = asyncio.create_task(Relay(self.ledgers.open, self.store, bus, Clock(NOW)).run())
+        try:
+            yield task
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError, BusUnavailable, CheckpointAhead):
+                await task
+
+    def stands_at(self) -> int:
+        return self.ledgers.checkpoints[checkpoints.COMMANDS].position
+
+    def waiting(self) -> set[Queue]:
+        return {queue for queue in LANES.values() if self.bus.waiting(queue.name)}
+
+
+async def test_one_queue_that_takes_nothing_holds_up_nobody() -> None:
+    relaying = Relaying(Ailing(broken={LANES[RDAP]}))
+    await relaying.begin()
+
+    async with relaying.running(relaying.bus):
+        await eventually(lambda: relaying.stands_at() == 2)
+
+    assert relaying.waiting() == {LANES[PING], LANES[GEOIP]}
+    assert relaying.bus.refused == 3
+
+
+async def test_a_broker_that_goes_down_halfway_is_not_taken_for_a_bad_queue() -> None:
+    """What had not left yet would wait for its deadline, although the broker may be back in a second."""
+    relaying = Relaying(Ailing(broken=set(), goes_down_after=1))
+    await relaying.begin()
+
+    async with relaying.running(relaying.bus) as relay:
+        await eventually(relay.done)
+    assert isinstance(relay.exception(), BusUnavailable)
+    assert relaying.stands_at() == 0
+
+    relaying.bus.down, relaying.bus.left = False, None
+    async with relaying.running(relaying.bus):
+        await eventually(lambda: relaying.stands_at() == 2)
+    assert relaying.waiting() == set(LANES.values())
+
+
+async def test_a_broker_that_served_another_log_is_told_of_all_open_tasks() -> None:
+    """After a restore the broker may be full of what the lost log told, and its marker is that log's."""
+    relaying = Relaying(Ailing(broken=set()))
+    await relaying.begin()
+    relaying.ledgers.checkpoints[checkpoints.COMMANDS] = Checkpoint(2, bytes(32))
+    await relaying.bus.write_epoch("another-log")
+
+    async with relaying.running(relaying.bus):
+        await eventually(lambda: relaying.waiting() == set(LANES.values()))
+        await eventually(lambda: relaying.bus.epoch() == str(relaying.log_id))
+
+
+async def test_a_checkpoint_beyond_the_end_of_the_log_is_refused() -> None:
+    """What comes to lie below it would never be told."""
+    relaying = Relaying(Ailing(broken=set()))
+    await relaying.begin()
+    relaying.ledgers.checkpoints[checkpoints.FACTS] = Checkpoint(3, bytes(32))
+
+    async with relaying.running(relaying.bus) as relay:
+        await eventually(relay.done)
+
+    assert isinstance(relay.exception(), CheckpointAhead)
+    assert relaying.waiting() == set()
+
+
+class Lingering(Ailing):
+    """A broker whose answer is waited for, and that takes a moment to be let go of."""
+
+    def __init__(self) -> None:
+        super().__init__(broken=set())
+        self.asked = False
+        self.let_go = False
+
+    async def read_epoch(self) -> str | None:
+        self.asked = True
+        answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        try:
+            return await answer
+        finally:
+            await asyncio.sleep(0.05)
+            self.let_go = True
+
+
+async def test_a_relay_that_has_ended_does_nothing_any_more() -> None:
+    """Its bus is stopped next: what still worked on it then would open connections that nobody closes."""
+    bus = Lingering()
+    relaying = Relaying(bus)
+    async with relaying.running(bus):
+        await eventually(lambda: bus.asked)
+
+    assert bus.let_go
