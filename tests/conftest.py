@@ -10,10 +10,12 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 from uuid import uuid4
 
 import pytest
 
+from app.embedded.postgres import SETTINGS as POSTGRES_SETTINGS
 from app.embedded.servers import Embedded, EmbeddedServers
 from app.migrate import migrate
 from tests.servers.chromium import find_chromium
@@ -52,8 +54,14 @@ def servers_folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def embedded_servers(servers_folder: Path) -> Iterator[EmbeddedServers]:
+    """Thrown away at the end, so nothing waits for the disk: that it stalls for seconds now and then would be told as our failure.
+
+    What stands after a crash is shown with servers that a test starts for itself, as they are.
+    """
     embedded = Embedded(servers_folder / "embedded")
-    yield embedded.start()
+    with patch.dict(POSTGRES_SETTINGS, fsync="off"):
+        servers = embedded.start()
+    yield servers
     embedded.stop()
 
 

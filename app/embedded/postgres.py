@@ -21,7 +21,7 @@ _INITDB_TIMEOUT_S = 120.0
 _READY_TIMEOUT_S = 120.0
 _FREE_BYTES_MIN = 256 * 1024 * 1024
 _STOP = ((signal.SIGINT, 20.0), (signal.SIGQUIT, 5.0))
-_SETTINGS = {
+SETTINGS = {
     "listen_addresses": "",
     "unix_socket_directories": ".",
     "unix_socket_permissions": "0700",
@@ -67,7 +67,7 @@ class Postgres:
         self._check_version(programs)
         check_owner(self.folder, self.account)
         self._forget_a_stranger()
-        settings = [argument for name, value in _SETTINGS.items() for argument in ("-c", f"{name}={value}")]
+        settings = [argument for name, value in SETTINGS.items() for argument in ("-c", f"{name}={value}")]
         # SIGQUIT ends every part of it at once and leaves the rest to the next start's recovery, as a crash would.
         self._process = launch(
             [programs.postgres, "-D", HERE, *settings],

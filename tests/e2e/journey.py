@@ -64,8 +64,11 @@ class Client:
         return await self.ask("GET", self.read_url + path, headers={"If-None-Match": etag} if etag else {})
 
     async def submit(self, target: str, services: Sequence[Any] | None = None) -> str:
-        """The id of the accepted job."""
-        answer = await self.post({"target": target} | ({} if services is None else {"services": services}))
+        """The id of the accepted job. While the store is busy, asks again when it is told to."""
+        body = {"target": target} | ({} if services is None else {"services": services})
+        async with asyncio.timeout(FOLLOW_S):
+            while (answer := await self.post(body)).status == 503:
+                await asyncio.sleep(int(answer.headers["Retry-After"]))
         assert answer.status == 202, answer
         return str(answer.document["jobId"])
 

@@ -22,7 +22,7 @@ from rich.console import Console
 
 from app import past
 from app.migrate import APP_ROLE, READER_ROLE
-from app.parts import PartNames, Process
+from app.parts import KEEPER, PartNames, Process
 from app.settings import Settings
 from app.wiring import Wiring
 from domain.errors import ErrorCode
@@ -93,11 +93,15 @@ class Running:
     wiring: Wiring
 
     async def submit(self, target: str) -> tuple[UUID, int]:
-        """A job's id, and the position that its acceptance told."""
-        async with self.http.post(f"{self.url}/api/lookup", json={"target": target}) as answer:
-            assert answer.status == 202
-            body = await answer.json()
-            return UUID(body["jobId"]), body["position"]
+        """A job's id, and the position that its acceptance told. While the store is busy, asks again when it is told to."""
+        while True:
+            async with self.http.post(f"{self.url}/api/lookup", json={"target": target}) as answer:
+                if answer.status == 503:
+                    await asyncio.sleep(int(answer.headers["Retry-After"]))
+                    continue
+                assert answer.status == 202
+                body = await answer.json()
+                return UUID(body["jobId"]), body["position"]
 
     async def get(self, path: str) -> tuple[int, str, bytes]:
         async with self.http.get(f"{self.url}/api/lookup/{path}") as answer:
@@ -126,12 +130,14 @@ async def serving(database_url: str, redis_url: str, plans: dict[Service, list[A
         database_url=make_conninfo(database_url, user=APP_ROLE),
         database_read_url=make_conninfo(database_url, user=READER_ROLE),
         redis_url=redis_url,
-        timeout_s=dict.fromkeys(Service, 1.0),
+        # Ping alone is ever too late; that the machine was, must not look like it.
+        timeout_s={**dict.fromkeys(Service, 20.0), Service.PING: 1.0},
     )
     wiring = Wiring(settings, lookups=Lookups(plans).all())
     listening: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     stop = asyncio.Event()
-    process = Process(wiring, PartNames.all(), "127.0.0.1", 0, listening.set_result)
+    parts = PartNames(PartNames.all().names - {KEEPER}, tuple(Service))
+    process = Process(wiring, parts, "127.0.0.1", 0, listening.set_result)
     task = asyncio.create_task(process.run(stop))
     try:
         async with asyncio.timeout(PATIENCE_S), ClientSession() as http:

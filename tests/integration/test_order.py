@@ -25,7 +25,7 @@ from uuid_utils.compat import uuid7
 from app.wiring import utc_now
 from events.postgres import APPEND_LOCK, EVENTS_TABLE, PostgresStore
 from events.record import SALT_BYTES
-from events.store import AppendUnit, NewFacts, Scribe, StreamHead
+from events.store import AppendUnit, NewFacts, Scribe, StoreUnavailable, StreamHead
 from tests.builders import CAUSE, PING, submitted
 
 SCRIBE = Scribe(utc_now, uuid7, partial(os.urandom, SALT_BYTES))
@@ -104,9 +104,16 @@ class StoreWriter:
             await asyncio.sleep(chance.uniform(0, DAWDLES_S))
 
     async def _append(self) -> None:
+        """A crowded machine may keep us waiting longer than the store will: then nothing was appended, and it is asked again."""
         unit = begun()
-        (head,) = await self.store.append(unit)
-        self.committed.append((head.position, unit.streams[0].stream_id))
+        while True:
+            try:
+                (head,) = await self.store.append(unit)
+            except StoreUnavailable:
+                await asyncio.sleep(LOOKS_AGAIN_S)
+            else:
+                self.committed.append((head.position, unit.streams[0].stream_id))
+                return
 
 
 @dataclass
