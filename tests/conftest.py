@@ -54,7 +54,7 @@ def servers_folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def embedded_servers(servers_folder: Path) -> Iterator[EmbeddedServers]:
-    """Thrown away at the end, so nothing waits for the disk: that it stalls for seconds now and then would be told as our failure.
+    """Thrown away at the end, so nothing waits for the disk: that it stalls now and then would look like our failure.
 
     What stands after a crash is shown with servers that a test starts for itself, as they are.
     """

@@ -67,8 +67,10 @@ class Client:
         """The id of the accepted job. While the store is busy, asks again when it is told to."""
         body = {"target": target} | ({} if services is None else {"services": services})
         async with asyncio.timeout(FOLLOW_S):
-            while (answer := await self.post(body)).status == 503:
+            answer = await self.post(body)
+            while answer.status == 503:
                 await asyncio.sleep(int(answer.headers["Retry-After"]))
+                answer = await self.post(body)
         assert answer.status == 202, answer
         return str(answer.document["jobId"])
 

@@ -104,7 +104,7 @@ class StoreWriter:
             await asyncio.sleep(chance.uniform(0, DAWDLES_S))
 
     async def _append(self) -> None:
-        """A crowded machine may keep us waiting longer than the store will: then nothing was appended, and it is asked again."""
+        """On a crowded machine the store may give up its turn: then nothing was appended, and it is asked again."""
         unit = begun()
         while True:
             try:
