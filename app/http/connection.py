@@ -10,6 +10,7 @@ import asyncio
 import logging
 
 from aiohttp import EMPTY_PAYLOAD, HttpVersion10, HttpVersion11, StreamReader, web
+from aiohttp.http import RawRequestMessage
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from aiohttp.web_protocol import _ErrInfo
 from uuid_utils.compat import uuid7
@@ -118,12 +119,12 @@ class Connection(web.RequestHandler):
         self._queue_refusal(TooSlow())
 
     def _refuse_odd_heads(self, new: int) -> None:
-        """What the parser lets through, but nobody behind it expects: an answer in HTTP/9.9, an error while refusing."""
+        """What the parser lets through, but nobody behind it expects: an answer in HTTP/9.9, a host that is no name."""
         for index in range(len(self._messages) - new, len(self._messages)):
             message, _ = self._messages[index]
             if isinstance(message, _ErrInfo):
                 continue
-            if message.version not in SPOKEN:
+            if message.version not in SPOKEN or not _names_a_host(message):
                 self._messages[index] = _refusal(HttpProcessingError())
             elif message.headers.get("Expect", "100-continue").lower() != "100-continue":
                 self._messages[index] = _refusal(UnknownExpectation())
@@ -139,6 +140,14 @@ class Connection(web.RequestHandler):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+
+
+def _names_a_host(message: RawRequestMessage) -> bool:
+    """False for `http://xn--/` and its like: aiohttp would raise on it where nobody answers the client."""
+    try:
+        return not message.url.absolute or message.url.host is not None
+    except ValueError:
+        return False
 
 
 def _refusal(error: HttpProcessingError) -> tuple[_ErrInfo, StreamReader]:

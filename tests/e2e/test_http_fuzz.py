@@ -473,6 +473,7 @@ PIECES = st.sampled_from(
 
 @given(method=METHODS, address=st.lists(PIECES, min_size=1, max_size=6).map("".join))
 @example(method="GET", address="http://%[;]@")
+@example(method="GET", address="http://xn--/")
 @MANY
 def test_any_absolute_address_is_answered(service: LookupProcess, method: str, address: str) -> None:
     """As a proxy is asked. Some of these make the parser raise what it does not know itself."""
