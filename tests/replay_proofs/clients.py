@@ -39,6 +39,7 @@ class Replay:
     """One run of the command, and how many polls were answered while it ran."""
 
     words: str
+    after_s: float
     took_s: float
     polls: int
     told: dict[str, Any]
@@ -77,7 +78,7 @@ class Report:
 
 def _line(replay: Replay) -> str:
     folded = f", {replay.told['events']} facts" if "events" in replay.told else ""
-    return f"  lookup replay {replay.words}: {replay.took_s:.1f} s{folded}, {replay.polls} polls meanwhile"
+    return f"  lookup replay {replay.words}: after {replay.after_s:.1f} s for {replay.took_s:.1f} s{folded}, {replay.polls} polls meanwhile"
 
 
 class Polled:
@@ -97,6 +98,8 @@ class Polled:
             self._say(f"The views have all {await site.head()} facts of the history.")
             while len(site.jobs) < self.plan.clients:
                 await site.submit()
+            # A thousand jobs at once are more than a small machine has in its views within the time that a poll waits.
+            await site.is_quiet()
             clients = Clients(
                 site.deployment.read_url,
                 self.report.board,
@@ -157,7 +160,7 @@ class Polled:
             await replay.stop()
         assert code == 0, replay.err
         took_s = time.monotonic() - began
-        return Replay(" ".join((*words, *rated)), took_s, self.report.board.polls - polls, json.loads(replay.out))
+        return Replay(" ".join((*words, *rated)), began - self.report.board.began, took_s, self.report.board.polls - polls, json.loads(replay.out))
 
 
 def _choice(site: Site, number: int, chance: random.Random) -> str | None:

@@ -37,13 +37,14 @@ NOTHING = Shown(0, b"", closed=False, etag="")
 
 @dataclass
 class Board:
-    """`may_wait`: whether a job that nobody has seen yet may be answered with 503."""
+    """`may_wait`: whether a job that nobody has seen yet may be answered with 503. `began`: from when on times are told."""
 
     may_wait: bool = False
     seen: dict[str, Shown] = field(default_factory=dict)
     statuses: Counter[int] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     slowest_s: float = 0.0
+    began: float = field(default_factory=time.monotonic)
 
     @property
     def polls(self) -> int:
@@ -62,7 +63,7 @@ class Board:
 
     def complain(self, what: str) -> None:
         if len(self.wrong) < WRONG_MAX:
-            self.wrong.append(what)
+            self.wrong.append(f"after {time.monotonic() - self.began:.1f} s: {what}")
 
 
 @dataclass
