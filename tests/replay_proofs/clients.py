@@ -78,7 +78,8 @@ class Report:
 
 def _line(replay: Replay) -> str:
     folded = f", {replay.told['events']} facts" if "events" in replay.told else ""
-    return f"  lookup replay {replay.words}: after {replay.after_s:.1f} s for {replay.took_s:.1f} s{folded}, {replay.polls} polls meanwhile"
+    when = f"after {replay.after_s:.1f} s for {replay.took_s:.1f} s"
+    return f"  lookup replay {replay.words}: {when}{folded}, {replay.polls} polls meanwhile"
 
 
 class Polled:
@@ -152,7 +153,8 @@ class Polled:
         rated = () if self.plan.rate is None or "--rollback" in words else ("--rate", str(self.plan.rate))
         deployment = site.deployment
         replay = LookupProcess("replay", *words, *rated, folder=deployment.folder, env=deployment.environment(name), name=name)
-        polls, began = self.report.board.polls, time.monotonic()
+        board = self.report.board
+        polls, began = board.polls, time.monotonic()
         replay.launch()
         try:
             code = await replay.ended(REPLAY_S)
@@ -160,7 +162,8 @@ class Polled:
             await replay.stop()
         assert code == 0, replay.err
         took_s = time.monotonic() - began
-        return Replay(" ".join((*words, *rated)), began - self.report.board.began, took_s, self.report.board.polls - polls, json.loads(replay.out))
+        after_s, told = began - board.began, json.loads(replay.out)
+        return Replay(" ".join((*words, *rated)), after_s, took_s, board.polls - polls, told)
 
 
 def _choice(site: Site, number: int, chance: random.Random) -> str | None:
