@@ -137,6 +137,10 @@ class Settings(BaseSettings):
         return None if self.log_retention_days is None else timedelta(days=self.log_retention_days)
 
     @property
+    def self_check_every(self) -> timedelta:
+        return timedelta(hours=self.self_check_every_h)
+
+    @property
     def heads_key(self) -> Path:
         return self.heads_key_file or self.data_dir / "heads.key"
 

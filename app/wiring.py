@@ -330,7 +330,7 @@ class Wiring:
         await Watch(self.store, self.redis, view_meta, self.settings.patience, utc_now, new_id, self.watched).run()
 
     async def self_check(self) -> None:
-        every = timedelta(hours=self.settings.self_check_every_h)
+        every = self.settings.self_check_every
         if not every:
             log.info("There is no self-check: LOOKUP_SELF_CHECK_EVERY_H is 0.")
             await asyncio.Event().wait()

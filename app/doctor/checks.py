@@ -31,6 +31,7 @@ class Check(Generic[Seen, Told]):
 TAMPERED = "Facts are never changed or taken out: find out who could, and compare with a backup."
 BUG = "The program decided wrongly, or somebody else wrote to the log. Keep it and report it."
 VIEW = "`lookup doctor --fix` puts the view right, from the job's facts."
+SELF_CHECK = "See that `lookup keeper` runs; its log says what stops it. `lookup self-check` makes one now."
 
 OF_A_STREAM: tuple[Check[Stream, Problem], ...] = (
     Check("version hole", stories.missing_versions, TAMPERED),
@@ -59,6 +60,7 @@ OF_THE_MACHINERY: tuple[Check[Looks, About], ...] = (
     Check("projection behind", machinery.projection_behind, "See that `lookup projector` runs; its log says what stops it."),
     Check("views of another log", machinery.views_of_another_log, "Restart `lookup projector`: it builds them anew."),
     Check("self-check failed", machinery.self_check_failed, "`lookup replay` builds the view anew; then `lookup self-check`."),
+    Check("self-check overdue", machinery.self_check_overdue, SELF_CHECK),
     Check("part retrying", machinery.parts_retrying, "Its log says what it misses."),
     Check("old dead letter", machinery.old_dead_letters, "`lookup dead-letters list`, then retry or discard."),
 )

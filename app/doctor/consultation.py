@@ -53,6 +53,7 @@ async def examination_of(wiring: Wiring, *, dead_letter_max_age: timedelta, seco
         retention=settings.retention,
         dead_letter_max_age=dead_letter_max_age,
         lag_max=settings.patience.stalled_after,
+        self_check_every=settings.self_check_every,
         now=utc_now,
         second_look_after_s=second_look_after_s,
     )

@@ -59,6 +59,7 @@ class Examination:
     retention: timedelta
     dead_letter_max_age: timedelta
     lag_max: timedelta
+    self_check_every: timedelta
     now: Callable[[], datetime]
     second_look_after_s: float = SECOND_LOOK_AFTER_S
     report: Report = field(default_factory=Report)
@@ -230,7 +231,7 @@ class Examination:
                 self.database_url, self.store, self.dead_letter_max_age, self.lag_max, self.now()
             )
             with self._told_as("the projection and the parts"):
-                found = await look.with_redis(found, self.store, self.redis, self.keys)
+                found = await look.with_redis(found, self.store, self.redis, self.keys, self.self_check_every)
         return found
 
     async def _examine_machinery(self) -> None:

@@ -125,20 +125,30 @@ async def look_at_machinery(
 ) -> Machinery:
     """What the database knows. Raises `StoreUnavailable` or `psycopg.Error`."""
     relay = await look_at_relay(database_url)
+    began = await reached(store, 0)
     relayed = {name: await reached(store, position) for name, (position, _) in relay.checkpoints.items()}
     oldest = await dead_letters.oldest_waiting(database_url)
-    return Machinery(now, await store.head(), relayed, relay.leads, oldest, dead_letter_max_age, lag_max)
+    head = await store.head()
+    return Machinery(now, head, relayed, relay.leads, oldest, dead_letter_max_age, lag_max, began.waiting_since)
 
 
-async def with_redis(machinery: Machinery, store: HistoryReader, redis: Redis, keys: Keys) -> Machinery:
+async def with_redis(
+    machinery: Machinery, store: HistoryReader, redis: Redis, keys: Keys, self_check_every: timedelta
+) -> Machinery:
     """And what Redis knows. Raises `StoreUnavailable` or `RedisError`."""
     parts = await heartbeats(redis)
     meta = await view_meta(redis, keys)
     projection = await _projection(store, meta) if meta else None
     last = await last_check(redis)
     is_ours = last is not None and last.log_id == str(await store.log_id())
-    self_check = last if is_ours else None
-    return replace(machinery, redis_answers=True, projection=projection, parts=parts, self_check=self_check)
+    return replace(
+        machinery,
+        redis_answers=True,
+        projection=projection,
+        parts=parts,
+        self_check=last if is_ours else None,
+        self_check_every=self_check_every,
+    )
 
 
 async def _projection(store: HistoryReader, meta: Mapping[str, str]) -> Projection:

@@ -30,6 +30,8 @@ class Projection:
 class Machinery:
     """What moves things on, at one moment. `log_head` is 0 for an empty log; `projection` is None without any views, which
     says nothing when Redis does not answer. While all is well nothing waits longer than `lag_max` to be relayed or projected.
+    `log_since` is when the first fact was recorded, `self_check_every` how often a self-check is due (zero: never, or Redis
+    does not answer).
     """
 
     at: datetime
@@ -39,6 +41,8 @@ class Machinery:
     oldest_dead_letter: datetime | None
     dead_letter_max_age: timedelta
     lag_max: timedelta
+    log_since: datetime | None = None
+    self_check_every: timedelta = timedelta(0)
     redis_answers: bool = False
     projection: Projection | None = None
     parts: Sequence[Heartbeat] = ()
@@ -104,6 +108,16 @@ def self_check_failed(looks: Looks) -> Iterator[About]:
         such = f", such as {of_view[0] or 'all of it'}" if of_view else ""
         told = f"{count} documents were not what the log makes of them at {last.at:%F %T} UTC{such}."
         yield view, Problem(told, last.position)
+
+
+def self_check_overdue(looks: Looks) -> Iterator[About]:
+    """A self-check of this log is not older than twice the time after which one is due."""
+    now, last = looks.now, looks.now.self_check
+    since = last.at if last is not None else now.log_since
+    if not now.self_check_every or since is None or now.at - since <= 2 * now.self_check_every:
+        return
+    told = f"The last one was at {last.at:%F %T} UTC" if last is not None else "There was none of this log yet"
+    yield "self-check", Problem(f"{told}; one is due every {now.self_check_every / timedelta(hours=1):g} h.")
 
 
 def parts_retrying(looks: Looks) -> Iterator[About]:

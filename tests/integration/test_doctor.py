@@ -23,6 +23,7 @@ from app.doctor.findings import Report
 from app.doctor.keyspace import Keyspace
 from app.doctor.mending import Mender
 from app.migrate import migrate
+from app.self_check import NOTE_KEY, SelfCheck
 from app.settings import Settings
 from app.status import status_of
 from app.wiring import Wiring
@@ -128,6 +129,11 @@ class Patient:
         return await examination_of(
             self.wiring, dead_letter_max_age=DEAD_LETTER_MAX_AGE, second_look_after_s=second_look_after_s
         )
+
+    async def note_self_check(self, at: datetime, log_id: UUID | None = None) -> None:
+        """A self-check that found nothing."""
+        check = SelfCheck(str(log_id or await self.wiring.store.log_id()), at, position=1, seconds=0.1, compared=1)
+        await self.redis.set(NOTE_KEY, json.dumps(asdict(check) | {"at": at.isoformat()}))
 
     async def is_well(self) -> bool:
         report = await self.examined()
@@ -747,6 +753,41 @@ async def test_a_part_that_failed_once_and_tells_nothing_newer_is_not_called_ret
     await patient.settled()
     note = heartbeat.Heartbeat("saga.gather", "retrying", "BusUnavailable", "elsewhere", 7, now().isoformat())
     await patient.redis.set(f"{heartbeat.PREFIX}saga.gather:elsewhere:7", json.dumps(asdict(note)))
+
+    assert await patient.is_well()
+
+
+async def test_a_self_check_that_is_overdue_is_named(patient: Patient) -> None:
+    await patient.lived(*story(uuid7()))
+    await patient.note_self_check(ago(47 * 3600))
+    assert await patient.is_well()
+    await patient.note_self_check(ago(49 * 3600))
+
+    report = await patient.examined()
+
+    assert found(report) == {"self-check overdue": ["self-check"]}
+    assert "one is due every 24 h" in report.findings["self-check overdue"][0].problem
+
+
+@pytest.mark.parametrize(("hours", "named"), [(47, []), (49, ["self-check"])])
+async def test_a_log_that_was_never_self_checked_is_named_once_it_is_old(
+    patient: Patient, hours: int, named: list[str]
+) -> None:
+    """What another log came to is no self-check of this one."""
+    await patient.lived(*story(uuid7()))
+    await patient.note_self_check(now(), log_id=uuid4())
+    later = replace(await patient.examination(), now=lambda: now() + timedelta(hours=hours))
+
+    report = await later.run()
+
+    assert found(report).get("self-check overdue", []) == named
+    assert report.examined.self_check is None
+
+
+async def test_a_self_check_that_is_switched_off_is_not_overdue(patient: Patient) -> None:
+    await patient.lived(*story(uuid7()))
+    await patient.note_self_check(ago(1000 * 3600))
+    patient.wiring.settings = patient.wiring.settings.model_copy(update={"self_check_every_h": 0})
 
     assert await patient.is_well()
 
