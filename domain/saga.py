@@ -6,10 +6,10 @@ logged or kept here, so that a decision can be made again from the log alone, an
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 from types import MappingProxyType
+from typing import NamedTuple
 from uuid import UUID
 
 from domain.commands import Deferred, ExpireTasks, Failed, Rules, Skipped, SubmitLookup, Succeeded, TaskOutcome, TimedOut
@@ -61,8 +61,7 @@ class Ending(StrEnum):
     SKIPPED = "skipped"
 
 
-@dataclass(frozen=True, slots=True)
-class OpenTask:
+class OpenTask(NamedTuple):
     """A task without a terminal outcome. Exactly one of `dispatched_at` and `deferred_until` is set.
 
     `command_id` is of its last dispatch: after a deferral the next one has the same attempt, but not the same id.
@@ -74,13 +73,12 @@ class OpenTask:
     deferred_until: datetime | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class LookupSaga:
+class LookupSaga(NamedTuple):
     """What decisions about a job depend on, rebuilt from its facts."""
 
     submitted: JobSubmitted
-    open_tasks: Mapping[Service, OpenTask] = field(default_factory=lambda: MappingProxyType({}))
-    endings: Mapping[Service, Ending] = field(default_factory=lambda: MappingProxyType({}))
+    open_tasks: Mapping[Service, OpenTask] = MappingProxyType({})
+    endings: Mapping[Service, Ending] = MappingProxyType({})
     closed: bool = False
 
 

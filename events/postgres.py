@@ -158,7 +158,7 @@ class LogRecorder(PostgresApplicationRecorder):
     def _stored_facts(self, query: Any, params: Sequence[Any]) -> list[StoredFact]:
         with self.datastore.get_connection() as conn, conn.cursor(binary=True, row_factory=tuple_row) as curs:
             curs.execute(query, params, prepare=True)
-            return [StoredFact(*row) for row in curs.fetchall()]
+            return [StoredFact._make(row) for row in curs.fetchall()]
 
 
 class LogTail:

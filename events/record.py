@@ -45,8 +45,7 @@ class Cause:
     traceparent: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class StoredFact:
+class StoredFact(NamedTuple):
     """One row of the log, as it lies there. `position` is global, `stream_version` counts from 1 within the stream."""
 
     position: int

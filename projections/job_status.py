@@ -1,7 +1,6 @@
 """The view that pollers read: one document for each job."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from datetime import datetime, timedelta
 
 from domain.errors import ErrorCode
@@ -68,7 +67,7 @@ def project(view: JobStatus, fact: JobFact) -> JobStatus:
             dispatched = {task.service: TaskStatus(attempt=task.attempt) for task in fact.tasks}
             return _changed(view, "Processing", {**view.tasks, **dispatched}, view.completed_at)
         case ResultCorrected():
-            return _with_task(view, fact.service, replace(view.tasks[fact.service], result=fact.result))
+            return _with_task(view, fact.service, view.tasks[fact.service]._replace(result=fact.result))
         case TaskFailed():
             ended = TaskStatus(
                 "Failed", fact.attempt, fact.error.message, fact.failed_at, fact.duration_ms, error_code=fact.error.code
@@ -83,7 +82,7 @@ def project(view: JobStatus, fact: JobFact) -> JobStatus:
         case TaskDeferred():
             deferred = _with_task(view, fact.service, TaskStatus("Deferred", fact.attempt))
             waits = all(task.status == "Deferred" for task in deferred.tasks.values())
-            return replace(deferred, status="Pending") if waits else deferred
+            return deferred._replace(status="Pending") if waits else deferred
         case JobCompleted():
             return _changed(view, "Completed", view.tasks, fact.completed_at)
         case JobFailed():

@@ -5,7 +5,6 @@ the millisecond at which it was submitted. A job is in it from its submission on
 """
 
 from collections.abc import Iterable
-from dataclasses import replace
 from datetime import datetime, timedelta
 
 import orjson
@@ -84,8 +83,8 @@ def _member_at_first(job: JobViews) -> str:
 def _uncorrected(job: JobStatus, fact: ResultCorrected) -> JobStatus:
     task = job.tasks[fact.service]
     assert task.result is not None
-    before = replace(task, result=task.result.model_copy(update={"sha256": fact.replaces}))
-    return replace(job, tasks={**job.tasks, fact.service: before})
+    before = task._replace(result=task.result.model_copy(update={"sha256": fact.replaces}))
+    return job._replace(tasks={**job.tasks, fact.service: before})
 
 
 def _ms(at: datetime) -> int:

@@ -7,11 +7,12 @@ them on a Redis Cluster too.
 
 from bisect import bisect_left
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from hashlib import sha256
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import orjson
@@ -31,6 +32,7 @@ MISSING_RESULT = "The stored result of {service} is missing or damaged."
 ERASED_RESULT = "The result of {service} was erased."
 
 
+@lru_cache(1_000)
 def target_key(canonical: str) -> str:
     """The sub-key of a target in the views that are about targets: a key's name tells nothing of whom was asked about."""
     return sha256(f"target:{canonical}".encode()).hexdigest()
@@ -58,8 +60,7 @@ def band_of(duration_ms: int) -> int:
     return bisect_left(BANDS, duration_ms)
 
 
-@dataclass(frozen=True, slots=True)
-class TaskStatus:
+class TaskStatus(NamedTuple):
     """One service's part of a job, as a poller sees it. `result` says where its document lies."""
 
     status: str = "Pending"
@@ -71,8 +72,7 @@ class TaskStatus:
     error_code: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class JobStatus:
+class JobStatus(NamedTuple):
     """A job as a poller sees it."""
 
     job_id: UUID
@@ -82,7 +82,7 @@ class JobStatus:
     created_at: datetime
     status: str = "Pending"
     completed_at: datetime | None = None
-    tasks: Mapping[Service, TaskStatus] = field(default_factory=lambda: MappingProxyType({}))
+    tasks: Mapping[Service, TaskStatus] = MappingProxyType({})
 
 
 ENDED = frozenset({"Succeeded", "Failed", "TimedOut", "Skipped"})

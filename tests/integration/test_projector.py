@@ -317,7 +317,7 @@ async def test_a_fact_that_is_not_known_stops_the_projector_and_moves_nothing(vi
     known = await views.stretch(1, 2)
     newer = Delivery(known.body.replace(b".v1", b".v2"), known.headers, 1, None)
     second = views.store._log[1]
-    views.store._log[1] = replace(second, topic=second.topic.replace(".v1", ".v2"))
+    views.store._log[1] = second._replace(topic=second.topic.replace(".v1", ".v2"))
 
     with pytest.raises(UnknownFact, match="Upgrade"):
         await leader.project([newer])

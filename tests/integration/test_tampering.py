@@ -8,7 +8,7 @@ import random
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -187,15 +187,15 @@ def flip(rows: Rows, at: int, chance: random.Random) -> Rows:
     if column == "state":
         state = bytearray(row.state)
         state[chance.randrange(len(state))] ^= 1 << chance.randrange(8)
-        return _with(rows, at, replace(row, state=bytes(state)))
+        return _with(rows, at, row._replace(state=bytes(state)))
     if column == "topic":
         place = chance.randrange(len(row.topic))
-        return _with(rows, at, replace(row, topic=row.topic[:place] + chr(ord(row.topic[place]) ^ 1) + row.topic[place + 1 :]))
+        return _with(rows, at, row._replace(topic=row.topic[:place] + chr(ord(row.topic[place]) ^ 1) + row.topic[place + 1 :]))
     if column == "stream_id":
-        return _with(rows, at, replace(row, stream_id=UUID(int=row.stream_id.int ^ 1 << chance.randrange(128))))
+        return _with(rows, at, row._replace(stream_id=UUID(int=row.stream_id.int ^ 1 << chance.randrange(128))))
     if column == "stream_version":
-        return _with(rows, at, replace(row, stream_version=row.stream_version ^ 1 << chance.randrange(4, 30)))
-    return _with(rows, at, replace(row, position=chance.choice(_free(rows))))
+        return _with(rows, at, row._replace(stream_version=row.stream_version ^ 1 << chance.randrange(4, 30)))
+    return _with(rows, at, row._replace(position=chance.choice(_free(rows))))
 
 
 def delete(rows: Rows, at: int, _: random.Random) -> Rows:
@@ -205,7 +205,7 @@ def delete(rows: Rows, at: int, _: random.Random) -> Rows:
 def swap_contents(rows: Rows, at: int, chance: random.Random) -> Rows:
     other = chance.choice([index for index in range(len(rows)) if index != at])
     one, two = rows[at], rows[other]
-    return _with(_with(rows, at, replace(one, state=two.state)), other, replace(two, state=one.state))
+    return _with(_with(rows, at, one._replace(state=two.state)), other, two._replace(state=one.state))
 
 
 def swap_places(rows: Rows, at: int, chance: random.Random) -> Rows:
@@ -214,7 +214,7 @@ def swap_places(rows: Rows, at: int, chance: random.Random) -> Rows:
     if other == at:
         other = at - 1
     one, two = rows[at], rows[other]
-    return _with(_with(rows, at, replace(one, position=two.position)), other, replace(two, position=one.position))
+    return _with(_with(rows, at, one._replace(position=two.position)), other, two._replace(position=one.position))
 
 
 def insert(rows: Rows, at: int, chance: random.Random) -> Rows:
@@ -222,11 +222,11 @@ def insert(rows: Rows, at: int, chance: random.Random) -> Rows:
     stream_id = chance.choice([uuid4(), rows[at].stream_id])
     forged = _chained(rows, stream_id, b'{"at":%d}' % chance.randrange(1_000))
     if chance.random() < 0.3:
-        return [*rows, replace(forged, position=chance.choice(_free(rows)))]
+        return [*rows, forged._replace(position=chance.choice(_free(rows)))]
     place = rows[at].position
     return [
-        *(row if row.position < place else replace(row, position=row.position + 1) for row in rows),
-        replace(forged, position=place),
+        *(row if row.position < place else row._replace(position=row.position + 1) for row in rows),
+        forged._replace(position=place),
     ]
 
 
@@ -248,7 +248,7 @@ def rewrite(rows: Rows, at: int, chance: random.Random) -> Rows:
         parts = states.get(later.position, (told[0], told[1], told[3:]))
         hashed = chained_hash(previous, later.stream_id, later.stream_version, later.topic, parts[0], parts[1])
         previous = hashed
-        changed[index] = replace(later, state=b"\n".join([parts[0], parts[1], hashed.hex().encode(), *parts[2]]))
+        changed[index] = later._replace(state=b"\n".join([parts[0], parts[1], hashed.hex().encode(), *parts[2]]))
     return changed
 
 
@@ -358,7 +358,7 @@ async def test_beyond_the_last_head_every_change_of_a_fact_is_still_named(record
     for at in beyond:
         state = bytearray(recorded.rows[at].state)
         state[chance.randrange(len(state))] ^= 1 << chance.randrange(8)
-        changed = _with(recorded.rows, at, replace(recorded.rows[at], state=bytes(state)))
+        changed = _with(recorded.rows, at, recorded.rows[at]._replace(state=bytes(state)))
 
         first = (await verified(recorded, changed, trail)).first_bad
 
@@ -417,7 +417,7 @@ async def test_without_any_head_the_chains_are_verified_all_the_same(recorded: R
 
 
 async def test_erasing_what_may_be_erased_breaks_nothing(recorded: Recorded) -> None:
-    erased = [replace(row, state=b"\n".join(row.state.split(b"\n")[:3])) for row in recorded.rows]
+    erased = [row._replace(state=b"\n".join(row.state.split(b"\n")[:3])) for row in recorded.rows]
     assert erased != recorded.rows
 
     verdict = await verified(recorded, erased, relay=recorded.relay)
@@ -447,7 +447,7 @@ async def test_what_may_be_erased_may_not_be_changed_not_even_its_spelling(
     recorded: Recorded, change: Callable[[list[bytes]], list[bytes]]
 ) -> None:
     row = recorded.rows[0]
-    changed = _with(recorded.rows, 0, replace(row, state=b"\n".join(change(row.state.split(b"\n")))))
+    changed = _with(recorded.rows, 0, row._replace(state=b"\n".join(change(row.state.split(b"\n")))))
     assert changed != recorded.rows
 
     first = (await verified(recorded, changed)).first_bad
@@ -487,7 +487,7 @@ async def test_documents_of_a_job_that_was_erased_are_missed_by_nobody(recorded:
     async def none(_: Sequence[ResultReference]) -> Mapping[str, bytes]:
         return {}
 
-    erased = [replace(row, state=b"\n".join(row.state.split(b"\n")[:3])) for row in recorded.rows]
+    erased = [row._replace(state=b"\n".join(row.state.split(b"\n")[:3])) for row in recorded.rows]
 
     verdict = await verified(recorded, erased, documents=none)
 
@@ -544,7 +544,7 @@ async def test_the_log_is_still_held_against_the_heads_that_are_left(recorded: R
     pairs = zip(rows[FACTS_PER_HEAD:], rows[FACTS_PER_HEAD + 1 : 2 * FACTS_PER_HEAD], strict=False)
     one, other = next(pair for pair in pairs if pair[0].stream_id != pair[1].stream_id)
     places = {one.position: other.position, other.position: one.position}
-    changed = [replace(row, position=places.get(row.position, row.position)) for row in rows]
+    changed = [row._replace(position=places.get(row.position, row.position)) for row in rows]
     assert (await Verification(MemoryLog(changed, recorded.log_id), None).run()).is_sound, "no chain tells"
 
     verdict = await verified(recorded, changed, recorded.trail(lines))

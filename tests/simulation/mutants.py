@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -116,7 +116,7 @@ def _decide_last_wins(
         return led_to, after
     for outcome in outcomes:
         if outcome.service in saga.endings and isinstance(outcome.ending, Succeeded):
-            reopened = replace(saga, open_tasks={**saga.open_tasks, outcome.service: _task_of(outcome)})
+            reopened = saga._replace(open_tasks={**saga.open_tasks, outcome.service: _task_of(outcome)})
             led_to, _ = _decide(gatherer, reopened, [outcome])
             for _, facts in led_to:
                 for fact in facts:

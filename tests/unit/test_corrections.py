@@ -3,7 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
@@ -213,7 +213,7 @@ async def test_only_the_service_that_was_named_is_read_again() -> None:
 async def test_a_job_whose_target_was_erased_is_not_touched() -> None:
     archive = Archive()
     stream = archive.store._streams[await archive.job()]
-    stream[0] = replace(stream[0], state=b"\n".join(stream[0].state.split(b"\n")[:3]))
+    stream[0] = stream[0]._replace(state=b"\n".join(stream[0].state.split(b"\n")[:3]))
     assert getattr(fact_of(stream[0].topic, stream[0].state), "target") == Erased()  # noqa: B009 - any fact
 
     assert (await archive.reparse(reader(), BY_ALICE)).counts == Counter()

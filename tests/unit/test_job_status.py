@@ -1,6 +1,5 @@
 """The view that pollers read: what it says after each fact, and the document that is made of it."""
 
-from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -247,7 +246,7 @@ def test_the_same_facts_give_the_same_bytes() -> None:
 
 def test_a_view_is_never_changed_only_followed_by_another() -> None:
     before = view_of(submitted(PING, RDAP), dispatched(PING, RDAP))
-    copy = replace(before, tasks=dict(before.tasks))
+    copy = before._replace(tasks=dict(before.tasks))
 
     for fact in (completed(PING), failed(RDAP), deferred(PING, until=at(1)), job_cancelled()):
         project(before, fact)

@@ -453,7 +453,7 @@ def test_what_is_due_is_decided_when_it_is_due() -> None:
 
 def test_a_state_is_never_changed_only_followed_by_another() -> None:
     before = replay([submitted(PING, RDAP), dispatched(PING, RDAP)])
-    copy = replace(before, open_tasks=dict(before.open_tasks), endings=dict(before.endings))
+    copy = before._replace(open_tasks=dict(before.open_tasks), endings=dict(before.endings))
 
     evolve(before, completed(PING))
     record_outcome(before, outcome(PING), next_command_id=NEXT_ID, now=NOW, rules=RULES)

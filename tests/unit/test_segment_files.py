@@ -1,6 +1,5 @@
 """A segment file alone: what is written is read back, and what is taken out of it is nothing that was hashed."""
 
-from dataclasses import replace
 from pathlib import Path
 from uuid import UUID
 
@@ -32,7 +31,7 @@ async def test_documents_that_are_no_text_come_back_byte_for_byte(tmp_path: Path
 
 async def test_pages_are_read_across_blocks(tmp_path: Path) -> None:
     (row,) = await rows()
-    many = [replace(row, position=position) for position in range(1, 2 * BLOCK_FACTS + 2)]
+    many = [row._replace(position=position) for position in range(1, 2 * BLOCK_FACTS + 2)]
     header = write_segment(tmp_path, LOG, many, [])
 
     page = list(Segment(tmp_path / header.name).rows(BLOCK_FACTS - 2, 2 * BLOCK_FACTS))
@@ -59,6 +58,6 @@ async def test_nothing_that_was_hashed_can_be_taken_out(tmp_path: Path) -> None:
     before = path.read_bytes()
 
     with pytest.raises(ValueError, match="never erased"):
-        rewrite_segment(Segment(path), lambda row: replace(row, state=row.state.replace(b"Ping", b"RDAP")), lambda _: True)
+        rewrite_segment(Segment(path), lambda row: row._replace(state=row.state.replace(b"Ping", b"RDAP")), lambda _: True)
 
     assert path.read_bytes() == before
