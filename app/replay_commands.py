@@ -42,7 +42,7 @@ def replay(
     dry_run
         Only tell what would change.
     rate
-        At most so many events a second.
+        At most so many events a second. Give more than come in, or it never catches up with what is shown.
     keep
         So many minutes the views that were shown before are kept up to date, for --rollback.
     rollback

@@ -37,6 +37,8 @@ LINE_EVERY_S = 2.0
 NOTHING_GIVEN = "LOOKUP_REDIS_URL and LOOKUP_DATABASE_URL must be set, or `lookup up` must run on the data folder."
 UNREACHABLE = "The database or Redis cannot be reached. What was built is kept: run it again to go on."
 
+OUTRUN = ", and the log grows faster: run it again with a higher --rate or when less comes in, it goes on where it was"
+
 
 @dataclass(frozen=True, slots=True)
 class Wish:
@@ -224,6 +226,7 @@ def _lines(console: Console) -> Callable[[Progress], None]:
 
 def _told(made: Progress) -> str:
     left = "" if made.left_s is None else f", {made.left_s:,.0f} s left"
+    left = OUTRUN if made.outrun else left
     return f"position {made.position:,} of {made.goal:,}, {made.per_s:,.0f} events/s{left}"
 
 

@@ -49,13 +49,17 @@ class CannotReplay(Exception):  # noqa: N818 - what is the case, in our words
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a rebuild has come: positions of the log, and what this run has folded in so many seconds."""
+    """How far a rebuild has come: positions of the log, and what this run has folded in so many seconds.
+
+    `outrun`: what is shown has moved on further than we had to come, so that at this rate we never get there.
+    """
 
     began_at: int
     position: int
     goal: int
     folded: int
     seconds: float
+    outrun: bool = False
 
     @property
     def per_s(self) -> float:
@@ -63,8 +67,8 @@ class Progress:
 
     @property
     def left_s(self) -> float | None:
-        """None while nothing can be said."""
-        return (self.goal - self.position) / self.per_s if self.per_s else None
+        """None while nothing can be said, or there is no end."""
+        return (self.goal - self.position) / self.per_s if self.per_s and not self.outrun else None
 
 
 @asynccontextmanager
@@ -98,7 +102,8 @@ class Rebuild:
     """One rebuild of some views, by who holds `fence`. Another table of views or other documents make another result of the
     same facts; `show` is for the program's own.
 
-    `page` facts are folded at once, `rate` facts a second at most. Raises `CannotReplay`, and what log and store raise.
+    `page` facts are folded at once, `rate` facts a second at most, but for the last page before the goal.
+    Raises `CannotReplay`, and what log and store raise.
     """
 
     fence: str
@@ -119,6 +124,7 @@ class Rebuild:
     folded: int = 0
     seconds: float = 0.0
     _complete: bool = False
+    _outrun: bool = False
     _log_id: str = ""
     _began_at: int = 0
     _caught_up_ms: int = 0
@@ -148,9 +154,13 @@ class Rebuild:
     async def build(self) -> None:
         """Fold the log as far as what is shown of it, and have the projector go on with it from there."""
         chases = 0
+        behind: int | None = None
         while not self.is_attached:
             shown = await self._shown_position() if chases < CHASES_MAX else None
-            await self.build_up_to(await self.log.head() if shown is None else shown)
+            goal = await self.log.head() if shown is None else shown
+            was_behind, behind = behind, goal - self.position
+            self._outrun = was_behind is not None and behind > max(was_behind, self.page)
+            await self.build_up_to(goal)
             until = self.now() + ATTACHED_FOR
             step = await self.generations.attach(self.fence, self.name, _ms(until))
             if step is not Step.BEHIND:
@@ -175,7 +185,8 @@ class Rebuild:
                 if writing is not None:
                     await writing
                 writing = asyncio.create_task(self._write(facts, folded, goal))
-                await self._slow_down(len(facts), began)
+                if reached < goal:  # Close to what is shown, each moment of waiting lets it get away.
+                    await self._slow_down(len(facts), began)
             if writing is not None:
                 await writing
         finally:
@@ -218,7 +229,7 @@ class Rebuild:
         await self._commit(folded, last.position, last.hash)
         self.folded += len(facts)
         self.seconds = time.monotonic() - self._began
-        self.tell(Progress(self._began_at, self.position, goal, self.folded, self.seconds))
+        self.tell(Progress(self._began_at, self.position, goal, self.folded, self.seconds, self._outrun))
 
     async def _slow_down(self, facts: int, began: float) -> None:
         if self.rate is not None:

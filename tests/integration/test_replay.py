@@ -1,6 +1,7 @@
 """Views rebuilt beside what is shown, on a real Redis: the same bytes, never backwards, and who is interrupted goes on."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -12,13 +13,15 @@ import pytest
 from redis.asyncio import Redis
 from uuid_utils.compat import uuid7
 
+from app.replaying import OUTRUN, _told
 from events.ending import end
+from events.facts import JobFact
 from projections import replay as module
 from projections.comparison import ADDED, CHANGED, GONE, SAME, Comparer, Differences, NotAtRest
-from projections.generations import RedisGenerations
+from projections.generations import RedisGenerations, Step
 from projections.job_views import JobViews, Terms, View
 from projections.projector import Projector
-from projections.replay import CannotReplay, Rebuild, leading, roll_back
+from projections.replay import CannotReplay, Progress, Rebuild, leading, roll_back
 from projections.table import PROJECTIONS
 from projections.view_store import RedisViews, Standing
 from projections.views import DEADLINES, JOB_STATUS, Keys
@@ -238,6 +241,67 @@ async def test_nothing_is_rolled_back_to_what_is_behind(site: Site) -> None:
             await roll_back(rebuild.fence, site.generations, PROJECTIONS, KEEP, _utc_now())
 
     assert await site.checkpoint() == 29
+
+
+class Growing(RedisGenerations):
+    """What is shown moves on by so many facts each time that a builder believes to be there."""
+
+    def __init__(self, site: Site, leader: Projector, more: list[int]) -> None:
+        super().__init__(site.redis)
+        self.site, self.leader, self.more = site, leader, more
+
+    async def attach(self, fence: str, generation: str, until_ms: int) -> Step:
+        if self.more:
+            await self.site.happened(*_submissions(self.more.pop(0)))
+            await self.leader.catch_up()
+        return await super().attach(fence, generation, until_ms)
+
+
+@pytest.mark.parametrize(
+    ("more", "outrun"),
+    [([25, 30], [False, True, True]), ([15, 10], [False, False, False]), ([6, 7], [False, False, False])],
+)
+async def test_a_rate_below_what_comes_in_is_told(site: Site, more: list[int], outrun: list[bool]) -> None:
+    """Within a page it catches up whatever comes."""
+    await site.happened(*_submissions(20 if more[0] > 7 else 5))
+    leader = await site.caught_up()
+    told: dict[int, Progress] = {}
+    async with site.rebuilding() as rebuild:
+        rebuild.generations = Growing(site, leader, list(more))
+        rebuild.tell = lambda progress: told.update({progress.goal: progress})
+        await rebuild.open()
+        await rebuild.build()
+
+    assert [progress.outrun for progress in told.values()] == outrun
+    assert [progress.left_s is None for progress in told.values()] == outrun
+    assert [_told(progress).endswith(OUTRUN) for progress in told.values()] == outrun
+
+
+async def test_a_rate_is_held_until_the_last_page(site: Site) -> None:
+    await site.happened(*_submissions(21))
+    await site.caught_up()
+    async with site.rebuilding() as rebuild:
+        await rebuild.open()
+        rebuild.rate = 14
+        began = time.monotonic()
+        await rebuild.build()
+
+    assert time.monotonic() - began >= 2 * 7 / 14
+
+
+async def test_the_last_page_before_what_is_shown_is_not_held_up(site: Site) -> None:
+    await site.happened(*_submissions(7))
+    await site.caught_up()
+    async with site.rebuilding() as rebuild, asyncio.timeout(PATIENCE_S):
+        await rebuild.open()
+        rebuild.rate = 0.001
+        await rebuild.build()
+
+    assert rebuild.folded == 7
+
+
+def _submissions(jobs: int) -> list[JobFact]:
+    return [submitted(PING, job_id=uuid7(), when=_utc_now()) for _ in range(jobs)]
 
 
 async def test_one_view_alone_is_replayed_and_the_others_stay_where_they_are(site: Site) -> None:
