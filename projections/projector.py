@@ -321,7 +321,9 @@ class Projector:
             return
         if verdict is Verdict.FENCED and not await self._leads():
             raise Superseded
-        log.warning("The views are not where we left them (%s): going on from where they stand.", verdict)
+        # Whoever attaches or shows a generation has done so by intent; a checkpoint or a lead that moved was lost.
+        level = logging.INFO if verdict is Verdict.GENERATION else logging.WARNING
+        log.log(level, "The views are not where we left them (%s): going on from where they stand.", verdict)
         await self._take_over()
 
 

@@ -1,6 +1,7 @@
 """Views rebuilt beside what is shown, on a real Redis: the same bytes, never backwards, and who is interrupted goes on."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -27,7 +28,7 @@ from projections.view_store import RedisViews, Standing
 from projections.views import DEADLINES, JOB_STATUS, Keys
 from projections.writes import Count, Put, Write
 from tests.builders import PING, RULES, submitted
-from tests.integration.test_projector import PATIENCE_S, RETENTION, Views, _utc_now, interleaved, story
+from tests.integration.test_projector import PATIENCE_S, RETENTION, Views, _utc_now, interleaved, rolled_back, story
 
 KEYS = Keys()
 TERMS = Terms(RULES, RETENTION)
@@ -200,6 +201,31 @@ async def test_while_it_is_built_and_shown_the_projector_goes_on_and_nothing_goe
         await roll_back(rebuild.fence, site.generations, PROJECTIONS, KEEP, _utc_now())
         await go_on()
     assert seen
+
+
+async def test_a_replay_is_no_warning_to_the_projector_and_views_that_were_lost_are(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Both times it finds the views otherwise than it left them: once by intent, once by a loss."""
+    caplog.set_level(logging.INFO, "projections.projector")
+    await site.happened(*story(uuid7()))
+    leader = await site.caught_up()
+    caplog.clear()
+
+    await site.replayed()
+    await leader.catch_up()
+    by_intent = _levels(caplog)
+    await rolled_back(site, to=2)
+    await leader.catch_up()  # Finds it out,
+    await leader.catch_up()  # and folds what was lost.
+
+    assert by_intent == ["INFO"]
+    assert _levels(caplog) == ["INFO", "WARNING"]
+    await site.all_are_the_fold_of_their_facts()
+
+
+def _levels(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.levelname for record in caplog.records if "not where we left them" in record.getMessage()]
 
 
 async def test_views_that_are_ahead_wait_until_the_projector_has_come_there(site: Site) -> None:
