@@ -82,9 +82,13 @@ class Part:
         return self.state, self.detail
 
     async def keep_running(self) -> None:
-        """Run until cancelled. What ends in an error is started again: the pause doubles, and is short again after a while."""
+        """Run until cancelled. What ends in an error is started again: the pause doubles, and is short again after a while.
+
+        The log is told an error once, and again when it is another one or comes after a while; `state` shows it always.
+        """
         clock = asyncio.get_running_loop().time
         pause = PAUSE_FIRST_S
+        told = ""
         while True:
             started_at = clock()
             self.state, self.detail = "running", ""
@@ -93,7 +97,10 @@ class Part:
                 await self.run()
             except Exception as error:
                 self.state, self.detail = "retrying", type(error).__name__
-                log.warning("%s ended (%s); starting it again.", self.name, _why(error))
+                why = _why(error)
+                if why != told or clock() - started_at > STEADY_AFTER_S:
+                    log.warning("%s ended (%s); starting it again, quietly while that stays so.", self.name, why)
+                told = why
                 log.debug("%s ended.", self.name, exc_info=error)
             if clock() - started_at > STEADY_AFTER_S:
                 pause = PAUSE_FIRST_S
