@@ -1,5 +1,6 @@
 """Erasure on a real database, and a backup that is older than it. Every place at once is `tests/e2e/test_erasure.py`."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,6 +14,8 @@ from psycopg.conninfo import make_conninfo
 from redis.asyncio import Redis
 from uuid_utils.compat import uuid7
 
+from app.backup import running as backup_commands
+from app.backup.taking import take_backup
 from app.doctor.consultation import consult
 from app.erasing import MessageSweep
 from app.erasure import Order, apply_list, erase, erasure_of, hold_against_list
@@ -22,13 +25,13 @@ from app.settings import Settings
 from app.wiring import Wiring, utc_now
 from domain.commands import lines_of
 from events.bus import COMMANDS
-from events.facts import Priority, Service, Target, TargetType
+from events.facts import JobCancelled, Priority, Service, Target, TargetType
 from events.record import read
 from events.redis_bus import PREFIX
 from events.store import AppendUnit, NewFacts, StreamHead
-from tests.builders import CAUSE, PING, completed, counts, dispatched, job_completed, look_up_command, submitted
+from tests.builders import CAUSE, LIFETIME, PING, completed, counts, dispatched, job_completed, look_up_command, submitted
 from tests.servers.postgres import fresh_database
-from write_side.erasure import Erasure, Receipt, Subject, is_erasable, not_done_here
+from write_side.erasure import AFTER_THE_LAST_ATTEMPT, CALLED_OFF, Erasure, Receipt, Subject, is_erasable, not_done_here
 from write_side.erasure_list import ErasureList, ListedErasure
 
 TARGET = Target(raw="Gone.Example", canonical="gone.example", type=TargetType.DOMAIN)
@@ -120,6 +123,30 @@ async def test_only_the_target_goes_and_every_chain_holds(wiring: Wiring) -> Non
     assert {"broken chain", "version hole", "unreadable fact", "result missing"}.isdisjoint(report.findings)
 
 
+async def test_a_job_that_is_open_is_called_off_and_outlived_before_its_target_is_erased(wiring: Wiring) -> None:
+    """A worker may have it in hand, and would bring an answer that tells of the target."""
+    job_id = uuid7()
+    begun_at = utc_now()
+    begun = [submitted(PING, job_id=job_id, target=TARGET, when=begun_at), dispatched(PING, job_id=job_id)]
+    await wiring.store.append(AppendUnit([NewFacts(job_id, StreamHead(), begun)], CAUSE))
+    waited: list[tuple[float, str, bool]] = []
+
+    async def note(seconds: float) -> None:
+        last = (await wiring.history.read([job_id]))[job_id][-1]
+        waited.append((seconds, type(read(last).fact).__name__, await still_told(wiring, job_id)))
+
+    async with erasing(wiring) as erasure:
+        erasure.now, erasure.wait = lambda: begun_at, note
+        await erasure.begin(TARGET.canonical, salt="5a17", by="alice", reason="asked for")
+        await erasure.run()
+
+    assert waited == [((LIFETIME + AFTER_THE_LAST_ATTEMPT).total_seconds(), "JobCancelled", True)]
+    called_off = read((await wiring.history.read([job_id]))[job_id][-1]).fact
+    assert isinstance(called_off, JobCancelled)
+    assert (called_off.by, called_off.reason) == ("alice", CALLED_OFF)
+    assert not await still_told(wiring, job_id)
+
+
 async def test_a_new_job_about_an_erased_target_is_an_ordinary_job(wiring: Wiring) -> None:
     await job(wiring, TARGET)
     await erase_target(wiring)
@@ -153,8 +180,6 @@ async def test_an_older_backup_is_erased_again_before_it_serves(wiring: Wiring) 
 
 def test_no_part_serves_a_log_that_is_older_than_an_erasure(wiring: Wiring, one_database_url: str) -> None:
     """A part refuses; `lookup up`, which is the only one there, erases again by itself."""
-    import asyncio  # noqa: PLC0415 - this test is a process that starts: it has no loop yet
-
     settings = wiring.settings
 
     async def prepare() -> None:
@@ -170,6 +195,39 @@ def test_no_part_serves_a_log_that_is_older_than_an_erasure(wiring: Wiring, one_
         hold_against_list(settings, mend=False)
     hold_against_list(settings, mend=True)
     hold_against_list(settings, mend=False)
+
+
+@pytest.mark.parametrize("database_only", [False, True])
+def test_a_restore_holds_an_older_backup_against_the_list_of_what_was_erased(
+    wiring: Wiring, postgres: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], database_only: bool
+) -> None:
+    """It erases again; where it may touch nothing but the database it says that this is left to do."""
+    settings = wiring.settings
+
+    async def prepare() -> UUID:
+        own = Wiring(settings)
+        job_id = await job(own, TARGET)
+        await take_backup(tmp_path / "backup", settings.database_owner_url or "", settings.segments, [], utc_now())
+        await erase_target(own)
+        await own.aclose()
+        return job_id
+
+    async def tells(url: str, job_id: UUID) -> bool:
+        restored = Wiring(settings.model_copy(update={"database_url": url}))
+        told = await still_told(restored, job_id)
+        await restored.aclose()
+        return told
+
+    job_id = asyncio.run(prepare())
+    with fresh_database(postgres) as url:
+        code = backup_commands.restore(
+            settings, tmp_path / "backup", into=url, verify=False, database_only=database_only, actor="bob", as_json=True
+        )
+        told = asyncio.run(tells(url, job_id))
+
+    said = "older than 1 erasures" if database_only else "Erased again what 1 erasures had erased"
+    assert said in capsys.readouterr().err
+    assert (code, told) == ((1, True) if database_only else (0, False))
 
 
 def test_half_a_line_of_a_crash_hides_no_other_erasure(tmp_path: Path) -> None:
