@@ -52,6 +52,16 @@ SET state = convert_to(replace(convert_from(state, 'UTF8'), '"duration_ms":12', 
 WHERE originator_id = %s AND originator_version = 4
 """
 SLEEPING: LiteralString = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'lookup restore'"
+ERASURE_UNDER_WAY: LiteralString = """
+WITH begun AS (
+    INSERT INTO erasures (erasure_id, target, salt, target_sha256, by, reason, started_at)
+    VALUES (gen_random_uuid(), 'gone.example', '5a17', '00', 'alice', 'asked for', now()) RETURNING erasure_id
+)
+INSERT INTO erasure_jobs (erasure_id, job_id, positions) SELECT erasure_id, gen_random_uuid(), '{1,2}' FROM begun
+"""
+BACKUPS_THAT_WAIT: LiteralString = (
+    "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'lookup backup' AND wait_event_type = 'Lock'"
+)
 FACTS_IN_ORDER = "SELECT notification_id, originator_id, originator_version, topic, state FROM stored_events ORDER BY 1"
 
 
@@ -293,6 +303,23 @@ async def test_a_backup_holds_up_no_writer(source: House, tmp_path: Path) -> Non
     assert locks == [("AccessShareLock",)]
 
 
+async def test_rows_that_refer_to_others_come_after_them(
+    migrated_database_url: str, database_url_too: str, tmp_path: Path
+) -> None:
+    """An erasure was under way: its jobs refer to it, and their table is the first by its name."""
+    house = House(migrated_database_url)
+    house.do(ERASURE_UNDER_WAY)
+    await take_backup(tmp_path / "backup", migrated_database_url, NO_SEGMENTS, [], now())
+
+    await restored(tmp_path / "backup", database_url_too)
+
+    again = House(database_url_too)
+    for table in ("SELECT * FROM erasures", "SELECT * FROM erasure_jobs"):
+        assert again.ask(table) == house.ask(table) != []
+    await again.close()
+    await house.close()
+
+
 async def test_sealed_jobs_and_the_files_beside_the_log_come_along(
     migrated_database_url: str, database_url_too: str, tmp_path: Path
 ) -> None:
@@ -492,6 +519,42 @@ async def test_a_backup_that_was_killed_is_no_backup(source: House, never_touche
     with pytest.raises(BackupDamaged, match="never finished"):
         await restored(folder, never_touched_url)
     assert is_untouched(never_touched_url)
+
+
+async def test_a_backup_that_failed_on_the_way_is_no_backup(
+    migrated_database_url: str, never_touched_url: str, tmp_path: Path
+) -> None:
+    """All tables are copied, but a sealed job is not where the log says: nobody may take what is there for all."""
+    house = House(migrated_database_url, segments=tmp_path / "segments")
+    await house.happened(uuid7())
+    house.do("UPDATE relay_checkpoints SET position = 5")
+    async with open_retention_table(migrated_database_url) as table:
+        await house.wiring.retention_of(table, timedelta(0)).run()
+    await house.close()
+
+    with pytest.raises(BackupFailed, match="segment file"):
+        await take_backup(tmp_path / "backup", migrated_database_url, NO_SEGMENTS, [], now())
+
+    assert (tmp_path / "backup" / "stored_events.copy.zst").exists()
+    with pytest.raises(BackupDamaged, match="never finished"):
+        await restored(tmp_path / "backup", never_touched_url)
+    assert is_untouched(never_touched_url)
+
+
+async def test_of_two_backups_into_one_folder_at_once_one_is_whole_and_the_other_fails(
+    source: House, database_url: str, tmp_path: Path
+) -> None:
+    """Both find the folder empty, and wait for the database."""
+    folder = tmp_path / "backup"
+    with psycopg.connect(source.database_url) as blocker:
+        blocker.execute("LOCK TABLE log_identity IN ACCESS EXCLUSIVE MODE")
+        both = asyncio.gather(*[backed_up_beside_us(folder, source.database_url) for _ in range(2)], return_exceptions=True)
+        await eventually(lambda: source.ask(BACKUPS_THAT_WAIT) == [(2,)], patience_s=PATIENCE_S)
+        blocker.rollback()
+        made = await both
+
+    assert sorted(type(one).__name__ for one in made) == ["BackupFailed", "Manifest"]
+    assert (await restored(folder, database_url)).manifest in made
 
 
 async def test_a_restore_that_was_killed_leaves_nothing_that_serves_and_is_done_again(
