@@ -229,7 +229,7 @@ class Wiring:
         past = await self.job_history()
         api = ReadApi(queries, problem, _services_body(), self.settings.data_as_string, HistoryApi(past, problem))
         targets = TargetApi(TargetQueries(self.redis, past, self.keys), _canonical_target, problem)
-        listing = ListingApi(Listing(self.redis, self.keys), problem, _canonical_target, utc_now)
+        listing = ListingApi(Listing(self.redis, self.keys), queries, problem, _canonical_target, utc_now)
         return [*api.routes(), *targets.routes(), *listing.routes(), *page_routes()]
 
     async def job_history(self) -> JobHistory | None:

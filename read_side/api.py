@@ -5,7 +5,7 @@ They know the views only; a test runs them with PostgreSQL and the broker stoppe
 
 import asyncio
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -60,7 +60,7 @@ class ReadApi:
             return self.problem(404, "job_not_found", JOB_NOT_FOUND)
         if self.history is not None and "asOf" in request.query:
             return await self._get_past(request, job_id, self.history)
-        wait_s = _wait_s(request.headers.getall("Prefer", []))
+        wait_s = preferred_wait_s(request)
         try:
             min_position = position_of(request.query.get("minPosition", "0"))
         except ValueError:
@@ -107,9 +107,9 @@ def _job_id(match_info: Mapping[str, str]) -> UUID | None:
         return None
 
 
-def _wait_s(prefer: Sequence[str]) -> int:
-    """How many seconds a client would rather wait for the job's end than ask again; 0 when it said nothing of it."""
-    found = _WAIT.search(",".join(prefer))
+def preferred_wait_s(request: web.Request) -> int:
+    """How many seconds a client would rather wait than ask again; 0 when it said nothing of it."""
+    found = _WAIT.search(",".join(request.headers.getall("Prefer", [])))
     return min(int(found[1]), WAIT_MAX_S) if found else 0
 
 

@@ -29,9 +29,18 @@ from projections.views import (
     Keys,
     target_key,
 )
-from read_side.api import REBUILDING, RETRY_AFTER_S, UNAVAILABLE, Problem
+from read_side.api import (
+    BEHIND,
+    MIN_POSITION_INVALID,
+    REACH_MAX_S,
+    REBUILDING,
+    RETRY_AFTER_S,
+    UNAVAILABLE,
+    Problem,
+    preferred_wait_s,
+)
 from read_side.moments import position_of
-from read_side.queries import LOOK_MAX_S, ViewsRebuilding, ViewsUnavailable
+from read_side.queries import LOOK_MAX_S, JobQueries, ViewBehind, ViewsRebuilding, ViewsUnavailable
 from read_side.targets_api import Canonical, NoTarget
 
 LIMIT_DEFAULT = 50
@@ -116,12 +125,16 @@ PARAMETER_UNKNOWN = "There is no such parameter, or it was given twice. Known on
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which jobs, and which page of them. `target` is in its canonical form; `after` is where the page before ended."""
+    """Which jobs, and which page of them. `target` is in its canonical form; `after` is where the page before ended.
+
+    The views have to show all facts up to `min_position`.
+    """
 
     limit: int = LIMIT_DEFAULT
     after: int | None = None
     status: str | None = None
     target: str | None = None
+    min_position: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,9 +251,13 @@ def _middle_of(band: int) -> int:
 
 @dataclass(frozen=True)
 class ListingApi:
-    """The routes over `listing`. `canonical` gives the canonical form of a target as typed, or raises `NoTarget`."""
+    """The routes over `listing`; `queries` waits for `minPosition`.
+
+    `canonical` gives the canonical form of a target as typed, or raises `NoTarget`.
+    """
 
     listing: Listing
+    queries: JobQueries
     problem: Problem
     canonical: Canonical
     now: Callable[[], datetime]
@@ -253,7 +270,11 @@ class ListingApi:
         wanted = self._wanted(request)
         if isinstance(wanted, web.Response):
             return wanted
-        return await self._answered(self._page(wanted))
+        try:
+            return await self._answered(self._page(wanted, preferred_wait_s(request) or REACH_MAX_S))
+        except ViewBehind:
+            message = BEHIND.format(position=wanted.min_position)
+            return self.problem(503, "view_behind", message, headers={"Retry-After": str(RETRY_AFTER_S)})
 
     async def tell_stats(self, request: web.Request) -> web.Response:
         text = request.query.get("hours")
@@ -267,8 +288,12 @@ class ListingApi:
         this_hour = int(self.now().timestamp()) // HOUR_S
         return await self._answered(self._told_stats(range(this_hour - count + 1, this_hour + 1)))
 
-    async def _page(self, wanted: Wanted) -> bytes:
+    async def _page(self, wanted: Wanted, within_s: float) -> bytes:
+        if wanted.min_position:
+            await self.queries.reached(wanted.min_position, within_s)
         page = await self.listing.jobs(wanted)
+        if page.position < wanted.min_position:
+            raise ViewBehind  # The list may be of another generation than the documents, which were waited for.
         return b'{"jobs":[%b],"next":%b,"position":%d}' % (b",".join(page.jobs), orjson.dumps(page.next), page.position)
 
     async def _told_stats(self, hours: Sequence[int] | None) -> bytes:
@@ -290,7 +315,7 @@ class ListingApi:
     def _wanted(self, request: web.Request) -> Wanted | web.Response:
         """What the query asks for, or what is wrong with it."""
         query = request.query
-        if (unknown := self._unknown_parameter(request, "limit", "after", "status", "target")) is not None:
+        if (unknown := self._unknown_parameter(request, "limit", "after", "status", "target", "minPosition")) is not None:
             return unknown
         limit = _number(query.get("limit", str(LIMIT_DEFAULT)), LIMIT_MAX)
         if limit is None:
@@ -306,7 +331,11 @@ class ListingApi:
             target = self.canonical(query["target"]) if "target" in query else None
         except NoTarget as refused:
             return self.problem(400, refused.code, refused.message)
-        return Wanted(limit, after, status, target)
+        try:
+            min_position = position_of(query.get("minPosition", "0"))
+        except ValueError:
+            return self.problem(400, "min_position_invalid", MIN_POSITION_INVALID)
+        return Wanted(limit, after, status, target, min_position)
 
     def _unknown_parameter(self, request: web.Request, *known: str) -> web.Response | None:
         """A filter that is misspelled would list everything."""

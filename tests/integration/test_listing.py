@@ -1,5 +1,6 @@
 """Lists of jobs and the services' numbers over HTTP, from a real Redis that a real projector has filled. No PostgreSQL."""
 
+import asyncio
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -26,6 +27,7 @@ from projections.view_store import RedisViews
 from projections.views import JOB_STATUS, JOBS_BY_TARGET, JOBS_BY_TIME, Keys
 from read_side import listing as module
 from read_side.listing import RELATIVE_ERROR, Listing, ListingApi
+from read_side.queries import JobQueries
 from results.documents import MemoryDocuments
 from tests.builders import (
     ADDRESS,
@@ -39,6 +41,7 @@ from tests.builders import (
     counts,
     deferred,
     dispatched,
+    eventually,
     failed,
     job_cancelled,
     job_completed,
@@ -122,14 +125,21 @@ async def shelf(redis_url: str) -> AsyncIterator[Shelf]:
 
 
 @asynccontextmanager
-async def listing(redis: Redis, now: Callable[[], datetime] = Clock(NOW)) -> AsyncIterator[Get]:  # noqa: B008 - it stands still
+async def listing(
+    redis: Redis,
+    now: Callable[[], datetime] = Clock(NOW),  # noqa: B008 - it stands still
+    queries: JobQueries | None = None,
+) -> AsyncIterator[Get]:
     app = web.Application(middlewares=[with_request_id, with_problems])
-    app.add_routes(ListingApi(Listing(redis), problem, _canonical_target, now).routes())
+    queries = queries or JobQueries(redis, now, KEYS)
+    app.add_routes(ListingApi(Listing(redis), queries, problem, _canonical_target, now).routes())
     async with TestServer(app) as server, ClientSession() as http:
 
-        async def get(path: str = "/api/lookup", *pairs: tuple[str, str], **query: str | int) -> tuple[int, Any]:
+        async def get(
+            path: str = "/api/lookup", *pairs: tuple[str, str], prefer: str = "", **query: str | int
+        ) -> tuple[int, Any]:
             params = [*pairs, *((name, str(value)) for name, value in query.items())]
-            async with http.get(server.make_url(path), params=params) as answer:
+            async with http.get(server.make_url(path), params=params, headers={"Prefer": prefer}) as answer:
                 return answer.status, orjson.loads(await answer.read())
 
         yield get
@@ -290,9 +300,58 @@ BAD = [
     ([("status", "")], "status_invalid"),
     ([("target", "")], "target_required"),
     ([("target", "http://example.com/")], "target_not_plain"),
+    *(([("minPosition", text)], "min_position_invalid") for text in ("-1", "x", "", "1.5", str(2**63))),
     ([("traget", "example.com")], "parameter_unknown"),
     ([("status", "Failed"), ("status", "Completed")], "parameter_unknown"),
 ]
+
+
+async def test_a_client_may_ask_for_a_list_that_shows_a_position(shelf: Shelf) -> None:
+    """Who was told the position of a job by its 202 finds the job on the list."""
+    await shelf.job()
+    await shelf.project()
+    _, place = await shelf.job()
+    queries = JobQueries(shelf.redis, Clock(NOW), KEYS)
+
+    async with listing(shelf.redis, queries=queries) as get:
+        asked = asyncio.ensure_future(get(minPosition=place, limit=1))
+        await eventually(lambda: queries._waiters == 1)
+        await shelf.project()
+        status, told = await asked
+
+    assert (status, [job["position"] for job in told["jobs"]]) == (200, [place])
+    assert told["position"] >= place
+
+
+async def test_a_list_that_does_not_show_a_position_in_time_is_refused(shelf: Shelf) -> None:
+    _, place = await shelf.job()
+    await shelf.project()
+    head = await shelf.store.head()
+
+    async with listing(shelf.redis) as get:
+        assert (await get(minPosition=head, prefer="wait=1"))[0] == 200
+        status, told = await get(minPosition=head + 1, prefer="wait=1")
+
+    assert place < head
+    assert (status, told["code"]) == (503, "view_behind")
+    assert told["error"] == f"The views have not come as far as position {head + 1} yet. Try again shortly."
+
+
+async def test_a_list_of_a_generation_that_is_behind_that_of_the_documents_is_refused(shelf: Shelf) -> None:
+    """A view that was replayed alone is of a generation of its own."""
+    await shelf.job()
+    await shelf.project()
+    head, generation = await shelf.store.head(), await shelf.generation()
+    await shelf.redis.copy(KEYS.meta(generation), KEYS.meta("g1"))
+    await shelf.redis.hset(KEYS.meta("g1"), "checkpoint", str(head - 1))
+    await shelf.redis.hset(KEYS.live, JOBS_BY_TIME, "g1")
+
+    async with listing(shelf.redis) as get:
+        before = await get(minPosition=head - 1, prefer="wait=1")
+        status, told = await get(minPosition=head, prefer="wait=1")
+
+    assert (before[0], before[1]["position"]) == (200, head - 1)
+    assert (status, told["code"]) == (503, "view_behind")
 
 
 @pytest.mark.parametrize(("query", "code"), BAD, ids=[f"{query[0][0]}={query[0][1][:9]}" for query, _ in BAD])
