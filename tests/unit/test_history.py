@@ -408,6 +408,23 @@ async def test_an_erased_target_reads_so_at_any_time() -> None:
     assert "198.51.100.7" not in str(history)
 
 
+async def test_what_was_erased_is_explained_by_the_facts_that_are_left() -> None:
+    past = Past()
+    await past.happened(submitted(PING), dispatched(PING), completed(PING), job_completed(counts(succeeded=1)))
+    past.store._streams[JOB] = [erased(stored) for stored in past.store._streams[JOB]]
+    past.history.documents = MemoryDocuments()
+
+    async with past.served() as client:
+        target, data = await client.why("/target"), await client.why("/results/Ping/data")
+        refusal = await client.refusal("/why?path=/results/Ping/data/answer")
+
+    assert (target["value"], target["fact"]["position"]) == ("[erased]", 1)
+    assert target["because"].startswith("A lookup of [erased] by Ping was accepted")
+    assert (data["value"], data["fact"]["position"]) == (None, 3)
+    assert refusal[:2] == (404, "path_unknown")
+    assert "198.51.100.7" not in str((target, data, refusal))
+
+
 def erased(stored: StoredFact) -> StoredFact:
     """A row as erasing leaves it: without lines 4 and 5."""
     state = b"\n".join(stored.state.split(b"\n")[:3])
