@@ -34,7 +34,7 @@ FROM python:3.13-slim-trixie
 RUN groupadd --system --gid 10001 lookup \
  && useradd --system --uid 10001 --gid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin lookup \
  # A volume takes over whose folder it is mounted on.
- && install -d -o 10001 -g 10001 -m 0700 /var/lib/lookup
+ && install -d -o 10001 -g 10001 -m 0700 /var/lib/lookup /var/lib/lookup-segments
 
 COPY --from=build /opt/lookup /opt/lookup
 

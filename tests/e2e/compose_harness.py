@@ -139,6 +139,7 @@ class Servers:
             "LOOKUP_PORT": str(self.ports.get(name, 0)),
             "LOOKUP_METRICS_PORT": "0",
             "LOOKUP_DATA_DIR": str(self.data_dir),
+            "LOOKUP_SEGMENTS_DIR": str(self.data_dir / "segments"),
         }
         return {key: own[key] if key in own else self._on_loopback(str(value)) for key, value in declared.items()}
 

@@ -259,6 +259,21 @@ def test_every_mounted_file_is_in_the_repository() -> None:
     assert [file for file in files if not (REPOSITORY / file).is_file()] == []
 
 
+def test_who_reads_history_sees_what_the_keeper_seals() -> None:
+    """A part that looks for a sealed job in a folder of its own answers 503."""
+    folders = {name: part["environment"].get("LOOKUP_SEGMENTS_DIR") for name, part in PARTS.items()}
+    folder = folders["keeper"]
+
+    mounts = {name: mount for name, part in PARTS.items() for mount in part.get("volumes", []) if mount.startswith("segments:")}
+
+    assert {name for name, of_part in folders.items() if of_part} == mounts.keys() == {"keeper", "projector", "read"}
+    assert set(folders.values()) == {folder, None}
+    assert mounts.pop("keeper") == f"segments:{folder}"
+    assert set(mounts.values()) == {f"segments:{folder}:ro"}, "they only read"
+    assert "segments" in yaml.safe_load(COMPOSE)["volumes"]
+    assert re.search(rf"install -d -o 10001 -g 10001 .*{folder}$", DOCKERFILE, re.MULTILINE), "else the volume is root's"
+
+
 def test_the_image_holds_every_package() -> None:
     declared = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
     packages = {name.partition(".")[0] for name in declared}
