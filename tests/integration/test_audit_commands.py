@@ -1,6 +1,7 @@
 """`lookup audit` as an auditor types it, over a real database and files."""
 
 import asyncio
+import base64
 import json
 import random
 import re
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -22,7 +24,7 @@ from uuid_utils.compat import uuid7
 from app.audit import verify_evidence
 from app.audit.auditing import Auditor
 from app.audit.evidence import VERIFIER, evidence_of
-from app.audit.keys import load_public, make_key, public_path
+from app.audit.keys import ENDORSED_AS, fingerprint, load_public, make_key, public_path
 from app.audit.timeline import timeline_of, tree_of
 from app.cli import app
 from app.migrate import migrate
@@ -328,6 +330,54 @@ def test_a_rotated_key_is_trusted_through_the_one_before(tmp_path: Path, bundle_
 
     assert trusted.keys() == {first.key_id, second.key_id}
     assert forged.keys() == {first.key_id}
+
+
+def stranger_signs(bundle: Any, how: str) -> Any:
+    """The same facts under heads that a stranger has signed, who puts a key of his own among those of the bundle."""
+    stranger = Ed25519PrivateKey.generate()
+    public = stranger.public_key().public_bytes_raw()
+    (trusted,) = bundle["keys"]
+    own = {"key": fingerprint(public), "public": public.hex(), "made_at": trusted["made_at"]}
+    match how:
+        case "under the trusted key's name":
+            own["key"] = trusted["key"]
+            keys = [own]
+        case "endorsed by nobody":
+            keys = [trusted, own]
+        case _:
+            endorsement = stranger.sign(ENDORSED_AS + public).hex()
+            keys = [trusted, own | {"endorsed_by": trusted["key"], "endorsement": endorsement}]
+    heads = [
+        {name: value for name, value in head.items() if name != "signature"} | {"key": own["key"]} for head in bundle["heads"]
+    ]
+    for head in heads:
+        signed = verify_evidence.HEAD_SIGNED_AS + json.dumps(head, sort_keys=True, separators=(",", ":")).encode()
+        head["signature"] = stranger.sign(signed).hex()
+    return bundle | {"keys": keys, "heads": heads}
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        ("under the trusted key's name", "is not the one that it is called"),
+        ("endorsed by nobody", "nobody whom you trust has endorsed"),
+        ("endorsed by itself", "nobody whom you trust has endorsed"),
+    ],
+)
+def test_a_key_that_the_trusted_one_has_not_endorsed_signs_nothing(bundle_text: str, how: str, why: str) -> None:
+    bundle = json.loads(bundle_text)
+    forged = stranger_signs(bundle, how)
+
+    with pytest.raises(verify_evidence.Broken, match=why):
+        verify_evidence.check(forged, bundle["keys"][0]["key"])
+
+
+def test_a_document_that_no_fact_tells_of_breaks_it(bundle_text: str) -> None:
+    bundle = json.loads(bundle_text)
+    bundle["documents"][sha256(b"slander").hexdigest()] = base64.b64encode(b"slander").decode()
+
+    with pytest.raises(verify_evidence.Broken, match="no fact tells of document"):
+        verify_evidence.check(bundle)
 
 
 # --- Ed25519 by hand --------------------------------------------------------------------------------------------------

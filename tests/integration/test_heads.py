@@ -2,7 +2,7 @@
 
 import stat
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from uuid import UUID
@@ -338,6 +338,16 @@ def test_what_is_no_key_is_told(tmp_path: Path, content: str) -> None:
 
     with pytest.raises(KeyProblem, match="is no private key"):
         load_signer(path)
+
+
+def test_a_public_key_that_is_not_the_one_that_it_is_called_is_not_taken(tmp_path: Path) -> None:
+    """Who knows a key by its id has to get that key."""
+    trusted, stranger = make_key(tmp_path / "trusted"), make_key(tmp_path / "stranger")
+    path = public_path(tmp_path / "trusted")
+    path.write_text(replace(trusted, public=stranger.public).line + "\n")
+
+    with pytest.raises(KeyProblem, match="is no file of public keys"):
+        load_public(path)
 
 
 # --- Rights -----------------------------------------------------------------------------------------------------------
