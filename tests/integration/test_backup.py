@@ -62,6 +62,9 @@ INSERT INTO erasure_jobs (erasure_id, job_id, positions) SELECT erasure_id, gen_
 BACKUPS_THAT_WAIT: LiteralString = (
     "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'lookup backup' AND wait_event_type = 'Lock'"
 )
+RESTORES_THAT_WAIT: LiteralString = (
+    "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'lookup restore' AND wait_event_type = 'Lock'"
+)
 FACTS_IN_ORDER = "SELECT notification_id, originator_id, originator_version, topic, state FROM stored_events ORDER BY 1"
 
 
@@ -416,6 +419,23 @@ async def test_a_database_that_somebody_is_connected_to_is_refused(backup: Path,
         await restored(backup, migrated_database_url)
 
     assert (await restored(backup, migrated_database_url)).surveyed is not None
+
+
+async def test_of_two_restores_at_once_the_second_waits_and_is_refused(backup: Path, postgres: str, database_url: str) -> None:
+    server, house = House(postgres), House(database_url)
+    seconds: list[asyncio.Task[Restored]] = []
+
+    async def a_second_one_comes() -> None:
+        seconds.append(asyncio.create_task(asyncio.to_thread(lambda: asyncio.run(restored(backup, database_url)))))
+        await eventually(lambda: server.ask(RESTORES_THAT_WAIT) == [(1,)], patience_s=PATIENCE_S)
+
+    done = await restored(backup, database_url, forget=a_second_one_comes)
+    with pytest.raises(RestoreRefused, match="not empty"):
+        await seconds[0]
+
+    assert await house.wiring.store.log_id() == done.log_id
+    assert len(house.rows()) == done.manifest.survey.facts + 1
+    await house.close()
 
 
 async def test_a_folder_that_is_not_empty_is_no_place_for_a_backup(source: House, tmp_path: Path) -> None:
