@@ -17,7 +17,8 @@ from projections.folding import fold_stream
 from projections.job_status import value_of
 from projections.job_views import Terms
 from projections.views import Keys, target_key
-from write_side.erasure import JobPages, NotYet, Subject
+from write_side.erasure import JobPages, NotYet
+from write_side.erasure_table import Subject
 
 KEYS_PAGE = 1_000
 ROUNDS_MAX = 20

@@ -24,8 +24,9 @@ from domain.target import InvalidTarget, parse_target
 from events.bus import EVENTS_EXCHANGE, BusUnavailable
 from events.store import OutcomeUnknown, StoreUnavailable
 from projections.job_views import Terms
-from write_side.erasure import Erasure, NotYet, Receipt, Subject, Sweep, apply_erasures, not_done_here
+from write_side.erasure import Erasure, NotYet, Receipt, Sweep, apply_erasures, not_done_here
 from write_side.erasure_list import ErasureList
+from write_side.erasure_table import Subject
 from write_side.retention import SomebodyElseSeals, open_retention_table
 from write_side.sagas import Sagas, TooManyConflicts
 

@@ -11,7 +11,7 @@ from events.postgres import EVENTS_TABLE, LogRecorder, open_datastore
 from results.postgres import CREATE_TABLE as CREATE_DOCUMENTS
 from write_side.checkpoints import CREATE_TABLE as CREATE_CHECKPOINTS
 from write_side.dead_letters import CREATE_TABLE as CREATE_DEAD_LETTERS
-from write_side.erasure import CREATE_TABLES as CREATE_ERASURES
+from write_side.erasure_table import CREATE_TABLES as CREATE_ERASURES
 from write_side.heads import CREATE_TABLE as CREATE_HEADS
 
 APP_ROLE = "lookup_app"

@@ -52,7 +52,8 @@ from projections.views import Keys
 from read_side.api import ReadApi
 from read_side.history import JobHistory
 from read_side.history_api import HistoryApi
-from read_side.listing import Listing, ListingApi
+from read_side.listing import Listing
+from read_side.listing_api import ListingApi
 from read_side.page import page_routes
 from read_side.queries import JobQueries
 from read_side.targets import TargetQueries

@@ -40,8 +40,9 @@ from events.store import StoreUnavailable
 from projections.views import target_key
 from workers.lookup import Answer, LookUp, LookupFailed, RawAnswer, Result
 from write_side.dead_letters import Keep, open_letters
-from write_side.erasure import Receipt, is_erasable, not_done_here
+from write_side.erasure import Receipt, not_done_here
 from write_side.erasure_list import ErasureList
+from write_side.erasure_table import is_erasable
 from write_side.retention import open_retention_table
 from write_side.submit import Submitter
 

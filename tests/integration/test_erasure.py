@@ -31,8 +31,9 @@ from events.redis_bus import PREFIX
 from events.store import AppendUnit, NewFacts, StreamHead
 from tests.builders import CAUSE, LIFETIME, PING, completed, counts, dispatched, job_completed, look_up_command, submitted
 from tests.servers.postgres import fresh_database
-from write_side.erasure import AFTER_THE_LAST_ATTEMPT, CALLED_OFF, Erasure, Receipt, Subject, is_erasable, not_done_here
+from write_side.erasure import AFTER_THE_LAST_ATTEMPT, CALLED_OFF, Erasure, Receipt, not_done_here
 from write_side.erasure_list import ErasureList, ListedErasure
+from write_side.erasure_table import Subject, is_erasable
 
 TARGET = Target(raw="Gone.Example", canonical="gone.example", type=TargetType.DOMAIN)
 OTHER = Target(raw="stays.example", canonical="stays.example", type=TargetType.DOMAIN)

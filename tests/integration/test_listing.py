@@ -26,7 +26,8 @@ from projections.projector import Projector
 from projections.view_store import RedisViews
 from projections.views import JOB_STATUS, JOBS_BY_TARGET, JOBS_BY_TIME, Keys
 from read_side import listing as module
-from read_side.listing import RELATIVE_ERROR, Listing, ListingApi
+from read_side.listing import RELATIVE_ERROR, Listing
+from read_side.listing_api import STATUSES, ListingApi
 from read_side.queries import JobQueries
 from results.documents import MemoryDocuments
 from tests.builders import (
@@ -244,14 +245,14 @@ async def test_a_job_whose_document_has_gone_is_passed_over(shelf: Shelf, monkey
 
 
 async def test_a_status_lists_the_jobs_that_have_it_now(shelf: Shelf) -> None:
-    of_each = {status: await shelf.jobs(3, ending=status) for status in module.STATUSES}
+    of_each = {status: await shelf.jobs(3, ending=status) for status in STATUSES}
     open_job, place = await shelf.job("Processing")
     await shelf.project()
     await shelf.happened(completed(PING, job_id=open_job), job_completed(counts(succeeded=1), job_id=open_job, when=NOW))
     await shelf.project()
 
     async with listing(shelf.redis) as get:
-        listed = {status: flat(await followed(get, status=status, limit=2)) for status in module.STATUSES}
+        listed = {status: flat(await followed(get, status=status, limit=2)) for status in STATUSES}
 
     of_each["Completed"].append(place)
     assert listed == {status: places[::-1] for status, places in of_each.items()}

@@ -8,7 +8,7 @@ import pytest
 from events.record import StoredFact
 from events.segment_files import BLOCK_FACTS, Document, Segment, digest_of, rewrite_segment, segment_files, write_segment
 from tests.builders import JOB, PING, given, memory_store, submitted
-from write_side.erasure import erased
+from write_side.erasure_table import erased
 
 LOG = UUID(int=1)
 NO_TEXT = Document(f"{JOB}/00", b"\xff\x00raw\n\xfe")
