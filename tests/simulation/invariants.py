@@ -344,12 +344,12 @@ class Watch:
     def all_closed(self) -> bool:
         return all(job.closing for job in self.jobs.values())
 
-    def at_rest(self, store_was_back: datetime, generation: MemoryGeneration | None, documents: Mapping[str, bytes]) -> None:
+    def at_rest(self, able_again: datetime, generation: MemoryGeneration | None, documents: Mapping[str, bytes]) -> None:
         """When nothing goes wrong any more and time has passed: every job has ended in time, and its view tells so."""
         for job_id, job in self.jobs.items():
             self.must(job.closed_at is not None, "Job {} has not ended: {}", job_id, _plainly(job))
             ended_at = job.closed_at or self._now()
-            in_time = max(job.deadline, store_was_back + LATE_MAX)
+            in_time = max(job.deadline, able_again + LATE_MAX)
             self.must(ended_at <= in_time, "Job {} ended at {}, which is after {}.", job_id, ended_at, in_time)
             view = generation.document(job_id) if generation else None
             self.must(view is not None, "Job {} has no view.", job_id)

@@ -144,7 +144,8 @@ class World:
         self.views = WatchedViews(self.now, self.new_id, self.watch)
         self.ledgers = WatchedLedgers(self.store, self.watch)
         self.machines: list[Machine] = []
-        self.store_was_back = BEGINNING
+        self.able_again = BEGINNING
+        """When somebody could end jobs again: the store was back, or the only saga was woken or reached the store again."""
         self._crash_steps = 0
         self._clients = 0
         self.watch.gentle = self.chance.random() < GENTLE_SHARE
@@ -213,7 +214,7 @@ class World:
     def _conclude(self) -> None:
         self.watch.must(self.loop.steps < STEPS_MAX, "Something goes on and on.")
         if self.watch.broken is None:
-            self.watch.at_rest(self.store_was_back, self.views.live(), self.documents._documents)
+            self.watch.at_rest(self.able_again, self.views.live(), self.documents._documents)
         if self.watch.broken is None:
             head = len(self.store._log)
             stands = {name: checkpoint.position for name, checkpoint in self.ledgers.checkpoints.items()}
@@ -546,7 +547,14 @@ class World:
             self.network.later(SILENT_AFTER_S, self._give_back, machine.buses)
         await asyncio.sleep(seconds)
         self.trace.tell(f"{machine.name} is woken")
+        self._note_if_nobody_ends_jobs()
         self.loop.thaw(machine.process)
+
+    def _note_if_nobody_ends_jobs(self) -> None:
+        """Called just before this ends."""
+        sagas = [other for other in self.machines if other.name.startswith("saga")]
+        if all(saga.process.frozen or (saga.name, STORE) in self.network.cut for saga in sagas):
+            self.able_again = max(self.able_again, self.now())
 
     def _give_back(self, buses: Sequence[LinkedBus]) -> None:
         for bus in buses:
@@ -560,6 +568,7 @@ class World:
         if server == BROKER and seconds > SILENT_AFTER_S:
             self.network.later(SILENT_AFTER_S, self._give_back, machine.buses)
         await asyncio.sleep(seconds)
+        self._note_if_nobody_ends_jobs()
         self.network.cut.discard((machine.name, server))
         self.trace.tell(f"{machine.name} reaches the {server} again")
 
@@ -579,7 +588,7 @@ class World:
         self.trace.tell(f"the {server} is down")
         self.network.down.add(server)
         if server == STORE:
-            self.store_was_back = max(self.store_was_back, self.now() + timedelta(seconds=seconds))
+            self.able_again = max(self.able_again, self.now() + timedelta(seconds=seconds))
         await asyncio.sleep(seconds)
         self.network.down.discard(server)
         self.trace.tell(f"the {server} is up again")
