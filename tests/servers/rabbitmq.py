@@ -51,16 +51,25 @@ class RabbitMQ:
                     api.delete(f"/api/vhosts/{name}")
 
     def wait_until_ready(self, wait_s: float = START_TIMEOUT_S) -> bool:
+        """The management API answers a moment before the node listens for clients."""
         give_up_at = time.monotonic() + wait_s
         with httpx.Client(base_url=self.api_url, timeout=5) as api:
             while time.monotonic() < give_up_at:
                 try:
-                    if api.get("/api/health/checks/virtual-hosts").is_success:
+                    if api.get("/api/health/checks/virtual-hosts").is_success and self._listens():
                         return True
                 except httpx.TransportError:
                     pass
                 time.sleep(0.1)
         return False
+
+    def _listens(self) -> bool:
+        parts = urlsplit(self.url)
+        try:
+            socket.create_connection((parts.hostname, parts.port or 5672), timeout=5).close()
+        except OSError:
+            return False
+        return True
 
     @property
     def _user(self) -> str:
