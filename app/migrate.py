@@ -18,6 +18,8 @@ APP_ROLE = "lookup_app"
 READER_ROLE = "lookup_reader"
 RETENTION_ROLE = "lookup_retention"
 MIGRATE_LOCK = 0x6D6967726174
+CONNECT_TIMEOUT_S = 10
+"""Nobody waits behind a migration as behind an append: it may take its time."""
 UNFINISHED_RESTORE = "unfinished_restore"
 """A table that is there while a backup is being restored (`app/backup/restoring.py`)."""
 
@@ -69,7 +71,7 @@ def migrate(owner_url: str, log_id: UUID | None, passwords: Mapping[str, str | N
     """
     try:
         _create_events_table(owner_url)
-        with psycopg.connect(owner_url, connect_timeout=5) as conn:
+        with psycopg.connect(owner_url, connect_timeout=CONNECT_TIMEOUT_S) as conn:
             conn.execute("SELECT pg_advisory_xact_lock(%s)", (MIGRATE_LOCK,))
             conn.execute(CREATE_DOCUMENTS)
             conn.execute(CREATE_CHECKPOINTS)
@@ -99,7 +101,7 @@ def _name_the_log(conn: psycopg.Connection, log_id: UUID) -> None:
 def _create_events_table(owner_url: str) -> None:
     from eventsourcing.persistence import PersistenceError  # noqa: PLC0415 - only to translate it
 
-    with contextlib.closing(open_datastore(owner_url, pool_size=1)) as datastore:
+    with contextlib.closing(open_datastore(owner_url, pool_size=1, connect_timeout_s=CONNECT_TIMEOUT_S)) as datastore:
         try:
             recorder = LogRecorder(datastore)
             # The library's own insert function takes no lock (events/postgres.py says why that matters): leave it out.

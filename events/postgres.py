@@ -335,7 +335,9 @@ class PostgresStore(PostgresHistory):
             return dict.fromkeys(group, OutcomeUnknown())
 
 
-def open_datastore(database_url: str, *, pool_size: int, limits: str = "") -> PostgresDatastore:
+def open_datastore(
+    database_url: str, *, pool_size: int, limits: str = "", connect_timeout_s: float = CONNECT_TIMEOUT_S
+) -> PostgresDatastore:
     """The library's datastore for a libpq URL, unix sockets and TLS options included. `limits` are settings of each session."""
     options = cast("dict[str, Any]", conninfo_to_dict(database_url))
     datastore = PostgresDatastore(
@@ -344,7 +346,7 @@ def open_datastore(database_url: str, *, pool_size: int, limits: str = "") -> Po
         port=options.pop("port", ""),
         user=options.pop("user", ""),
         password=options.pop("password", ""),
-        connect_timeout=CONNECT_TIMEOUT_S,
+        connect_timeout=connect_timeout_s,
         pool_size=pool_size,
     )
     datastore.pool.connection_class = BoundedConnection
