@@ -353,7 +353,9 @@ def open_datastore(
     assert isinstance(datastore.pool.kwargs, dict)
     kwargs = {name: value for name, value in datastore.pool.kwargs.items() if value != ""}
     settings = " ".join(filter(None, (options.pop("options", ""), limits)))
-    datastore.pool.kwargs = kwargs | {"connect_timeout": 2} | ({"options": settings} if settings else {}) | options
+    # Of one try, in whole seconds: libpq takes no less than two.
+    one_try: dict[str, Any] = {"connect_timeout": max(2, round(connect_timeout_s))}
+    datastore.pool.kwargs = kwargs | one_try | ({"options": settings} if settings else {}) | options
     datastore.pool.reconnect_timeout = RECONNECT_S
     return datastore
 
