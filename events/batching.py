@@ -4,7 +4,7 @@ Idle, a batch is one item and nothing waits for a timer; under load it grows to 
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -111,6 +111,21 @@ class Batcher(Generic[Item, Answer]):
                 future.set_exception(answer)
             else:
                 future.set_result(answer)
+
+
+def groups_within(items: Iterable[Item], size_of: Callable[[Item], int], size_max: int) -> Iterator[list[Item]]:
+    """The items in order, in groups of at most `size_max` together; one that is larger by itself is a group of its own."""
+    group: list[Item] = []
+    taken = 0
+    for item in items:
+        size = size_of(item)
+        if group and taken + size > size_max:
+            yield group
+            group, taken = [], 0
+        group.append(item)
+        taken += size
+    if group:
+        yield group
 
 
 async def happens_within(event: asyncio.Event, seconds: float) -> bool:

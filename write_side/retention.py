@@ -23,6 +23,7 @@ from uuid import UUID
 import zstandard
 from psycopg import AsyncConnection
 
+from events.batching import groups_within
 from events.catalog import topics_of
 from events.chain import GENESIS, chained_hash
 from events.facts import JobCancelled, JobCompleted, JobFailed, JobsSealed, JobSubmitted
@@ -229,7 +230,7 @@ class Retention:
     async def _sound_bodies(self, sizes: Mapping[str, int]) -> dict[str, bytes]:
         """Documents that are what their key says. A damaged one stays in the table."""
         bodies: dict[str, bytes] = {}
-        for keys in _in_pages(sizes):
+        for keys in groups_within(sizes, sizes.__getitem__, BODY_BYTES_MAX):
             bodies |= await self.table.bodies(keys)
         return {key: body for key, body in bodies.items() if _opened(key, body) is not None}
 
@@ -394,17 +395,3 @@ def _head_of(seals: Sequence[Seal]) -> StreamHead:
         return StreamHead()
     last = seals[-1].stored
     return StreamHead(last.stream_version, hash_of(last.state), last.position)
-
-
-def _in_pages(sizes: Mapping[str, int]) -> Iterator[list[str]]:
-    """Keys in pages of a bounded number of bytes."""
-    page: list[str] = []
-    taken = 0
-    for key, size in sizes.items():
-        if page and taken + size > BODY_BYTES_MAX:
-            yield page
-            page, taken = [], 0
-        page.append(key)
-        taken += size
-    if page:
-        yield page

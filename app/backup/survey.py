@@ -18,6 +18,7 @@ from app.audit.rows import told_hash
 from app.doctor.jobs import folded_to, references_of
 from app.doctor.stories import Stream, broken_links, missing_versions, stream_of
 from domain.commands import Rules
+from events.batching import groups_within
 from events.chain import GENESIS, next_head
 from events.facts import JobFact, ResultReference, TaskCompleted
 from events.record import StoredFact
@@ -132,17 +133,11 @@ async def _streams(log: HistoryReader, position: int) -> AsyncIterator[list[Stre
 
 def _groups(streams: Sequence[Stream]) -> Iterator[list[Stream]]:
     """Streams whose documents fit into memory together."""
-    group: list[Stream] = []
-    taken = 0
-    for stream in streams:
-        size = sum(reference.size_bytes for reference in _references(stream))
-        if group and taken + size > DOCUMENT_BYTES_AT_ONCE:
-            yield group
-            group, taken = [], 0
-        group.append(stream)
-        taken += size
-    if group:
-        yield group
+
+    def size_of(stream: Stream) -> int:
+        return sum(reference.size_bytes for reference in _references(stream))
+
+    return groups_within(streams, size_of, DOCUMENT_BYTES_AT_ONCE)
 
 
 def _references(stream: Stream) -> list[ResultReference]:

@@ -108,15 +108,7 @@ class Polled:
                 self.plan.pause_s,
                 self.plan.seed,
             )
-            clients.start(self.plan.clients)
-            try:
-                await self._replay_under_load(site)
-                await site.is_quiet()
-                for job_id in site.jobs:
-                    await clients.poll(job_id, None, {})
-            finally:
-                await clients.stop()
-            self.report.judgement = await site.judgement()
+            self.report.judgement = await site.judged(clients, self.plan.clients, self._replay_under_load)
             self.report.jobs = len(site.jobs)
         self.report.took_s = time.monotonic() - began
         self._say(str(self.report))

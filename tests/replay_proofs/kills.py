@@ -74,15 +74,7 @@ class Kills:
             clients = Clients(
                 site.deployment.read_url, self.report.board, lambda _, chance: newest_or_any(site.jobs, chance), POLL_PAUSE_S
             )
-            clients.start(POLLERS)
-            try:
-                await self._break_under_load(site)
-                await site.is_quiet()
-                for job_id in site.jobs:
-                    await clients.poll(job_id, None, {})
-            finally:
-                await clients.stop()
-            self.report.judgement = await site.judgement()
+            self.report.judgement = await site.judged(clients, POLLERS, self._break_under_load)
             self.report.jobs = len(site.jobs)
         self.report.took_s = time.monotonic() - began
         self._say(str(self.report))

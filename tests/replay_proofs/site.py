@@ -1,7 +1,7 @@
 """A site of real servers and processes with the projector as one of its own, and jobs coming in."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,7 @@ from tests.e2e.journey import Client, client_of
 from tests.e2e.served import NEIGHBOURS, serving_peers
 from tests.e2e.traffic import all_closed
 from tests.replay_proofs.judging import Judgement, judge
+from tests.replay_proofs.watching import Clients
 
 PROCESSES: Mapping[str, Sequence[str]] = {
     "write": ["write"],
@@ -86,6 +87,18 @@ class Site:
         async with asyncio.timeout(QUIET_S):
             while await self.checkpoint() < await self.head():  # noqa: ASYNC110 - Redis sets no event
                 await asyncio.sleep(LOOK_AGAIN_S)
+
+    async def judged(self, clients: Clients, count: int, trouble: Callable[["Site"], Awaitable[None]]) -> Judgement:
+        """What the views come to, when so many clients have polled during the trouble and, after it, once more each job."""
+        clients.start(count)
+        try:
+            await trouble(self)
+            await self.is_quiet()
+            for job_id in self.jobs:
+                await clients.poll(job_id, None, {})
+        finally:
+            await clients.stop()
+        return await self.judgement()
 
     async def judgement(self) -> Judgement:
         settings = Settings(_env_file=None, view_retention_h=VIEW_RETENTION_H)
