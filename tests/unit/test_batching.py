@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from events.batching import Batcher, Overloaded
+from events.batching import Batcher, Overloaded, groups_within
 
 PATIENCE_S = 5.0
 
@@ -193,3 +193,12 @@ async def test_draining_waits_until_everything_went_down() -> None:
 async def test_draining_an_idle_batcher_returns_at_once() -> None:
     async with asyncio.timeout(PATIENCE_S):
         await Batcher(Slow().flush, batch_max=2).drain()
+
+
+@pytest.mark.parametrize(
+    ("items", "groups"),
+    [([], []), ([4, 6], [[4, 6]]), ([4, 6, 1], [[4, 6], [1]]), ([11, 1], [[11], [1]]), ([1, 11, 10], [[1], [11], [10]])],
+    ids=["nothing", "just full", "one too many", "one too large", "too large between others"],
+)
+def test_groups_keep_the_order_and_the_bound(items: list[int], groups: list[list[int]]) -> None:
+    assert list(groups_within(items, lambda size: size, 10)) == groups
