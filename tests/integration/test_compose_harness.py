@@ -30,8 +30,11 @@ match sys.argv[1:]:
     case ["write" | "read"]:
         http.server.HTTPServer((os.environ["LOOKUP_HOST"], int(os.environ["LOOKUP_PORT"])), Live).serve_forever()
     case ["saga"]:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+        # A handler and pause() would sleep on a signal that comes between two of their steps.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         open("saga-is-listening", "w").close()
+        signal.sigwait({signal.SIGTERM})
+        sys.exit(7)
     case ["relay"] if "RELAY_DIES" in os.environ:
         sys.exit("the relay's last words")
 signal.pause()
