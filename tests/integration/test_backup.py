@@ -23,6 +23,7 @@ from uuid_utils.compat import uuid7
 from app.backup.failure import BackupDamaged, BackupFailed, RestoreRefused
 from app.backup.manifest import Manifest, read_manifest, write_manifest
 from app.backup.restoring import POSITIONS_SKIPPED, Restore, Restored
+from app.backup.snapshot import snapshot_of
 from app.backup.surroundings import forget_views_and_messages
 from app.backup.taking import Beside, take_backup
 from app.doctor.consultation import consult
@@ -304,6 +305,14 @@ async def test_a_backup_holds_up_no_writer(source: House, tmp_path: Path) -> Non
             await backing_up
 
     assert locks == [("AccessShareLock",)]
+
+
+async def test_who_copies_can_change_nothing(migrated_database_url: str) -> None:
+    with (
+        pytest.raises(psycopg.errors.ReadOnlySqlTransaction),
+        snapshot_of(migrated_database_url) as conn,
+    ):
+        conn.execute("DELETE FROM log_identity")
 
 
 async def test_rows_that_refer_to_others_come_after_them(
