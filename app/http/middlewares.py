@@ -56,7 +56,7 @@ async def with_problems(request: web.Request, handler: Handler) -> web.StreamRes
 @web.middleware
 async def with_bounded_body(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Read the body here: JSON as it is, so long at most, and whole within the time that its connection gives it."""
-    if request.match_info.http_exception is not None or not request.can_read_body:
+    if request.match_info.http_exception is not None or not _has_a_body(request):
         return await handler(request)
     refusal = _refusal_of_body(request)
     if refusal is not None:
@@ -75,6 +75,11 @@ async def with_bounded_body(request: web.Request, handler: Handler) -> web.Strea
         refusal.force_close()
         return refusal
     return await handler(request)
+
+
+def _has_a_body(request: web.Request) -> bool:
+    """True also of one that is known to be broken already: `can_read_body` alone takes it for one that was read to its end."""
+    return request.can_read_body or request.content.exception() is not None
 
 
 def _refusal_of_body(request: web.Request) -> web.Response | None:

@@ -266,6 +266,21 @@ def test_chunks_that_are_none_are_refused(service: LookupProcess, body: bytes, p
     assert [answer.status for answer in exchange.answers] == [400]
 
 
+@pytest.mark.parametrize("body", NO_CHUNKS, ids=lambda body: repr(body[:12]))
+def test_chunks_that_are_none_are_refused_too_when_nobody_has_looked_at_the_request_yet(
+    service: LookupProcess, job_id: str, body: bytes
+) -> None:
+    """The body is known to be broken before its request is looked at: here, as the one before it still waits."""
+    waiting = b"GET /api/lookup/%b HTTP/1.1\r\nHost: x\r\nPrefer: wait=1\r\n\r\n" % job_id.encode()
+
+    exchange = talk(service.url, waiting, CHUNKED, body, pause_s=0.1, until_closed=True)
+
+    assert_in_time_and_in_our_words(exchange)
+    waited, refused = exchange.answers
+    assert waited.status == 200
+    assert refusal_of(refused) == (400, "body_broken_off")
+
+
 # --- Too slow ---------------------------------------------------------------------------------------------------------
 
 
