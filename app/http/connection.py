@@ -62,6 +62,7 @@ class Connection(web.RequestHandler):
         )
         self.arrives_by = 0.0
         self._body: StreamReader = EMPTY_PAYLOAD
+        self._answered: StreamReader | None = None
         self._head_timer: asyncio.TimerHandle | None = None
 
     def data_received(self, data: bytes) -> None:
@@ -79,9 +80,7 @@ class Connection(web.RequestHandler):
         self._refuse_odd_heads(self._request_count - count)
         newest, self._body = self._messages[-1]
         if isinstance(newest, _ErrInfo) and not body.is_eof():
-            # The parser stumbled inside a body. It tells the next request, but nobody who waits for this one's end.
-            body.set_exception(web.RequestPayloadError(BROKEN_OFF))
-            body.feed_eof()
+            self._break_off(body)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._stop_timer()
@@ -90,6 +89,7 @@ class Connection(web.RequestHandler):
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
+        self._answered = request.content
         try:
             async with asyncio.timeout(LEAVING_MAX_S):
                 return await super().finish_response(request, resp, start_time)
@@ -113,6 +113,15 @@ class Connection(web.RequestHandler):
         response = _told_apart(_refusal_of(exc))
         response.force_close()
         return response
+
+    def _break_off(self, body: StreamReader) -> None:
+        """The parser stumbled inside a body. It tells the next request, but nobody who waits for this one's end."""
+        if body is self._answered:
+            # Only dropped by now, which an exception would end with a traceback.
+            self.close()
+        else:
+            body.set_exception(web.RequestPayloadError(BROKEN_OFF))
+        body.feed_eof()
 
     def _give_up(self) -> None:
         self._head_timer = None

@@ -281,6 +281,17 @@ def test_chunks_that_are_none_are_refused_too_when_nobody_has_looked_at_the_requ
     assert refusal_of(refused) == (400, "body_broken_off")
 
 
+@pytest.mark.parametrize("body", NO_CHUNKS, ids=lambda body: repr(body[:12]))
+def test_chunks_that_are_none_behind_an_answer_end_the_connection(service: LookupProcess, body: bytes) -> None:
+    """What is still being sent is dropped; nobody is told twice, and no operator (the fixture reads the log)."""
+    head = b"POST /nowhere HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+    exchange = talk(service.url, head, body, pause_s=0.1, until_closed=True)
+
+    assert_in_time_and_in_our_words(exchange)
+    assert [refusal_of(answer) for answer in exchange.answers] == [(404, "not_found")]
+
+
 # --- Too slow ---------------------------------------------------------------------------------------------------------
 
 
