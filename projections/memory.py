@@ -164,7 +164,7 @@ class MemoryViews:
         if self._now_ms() < self._builds_until_ms:
             return None
         self._builder = self._new_id().hex
-        await self.renew(self._builder)
+        self._builds_until_ms = self._now_ms() + BUILD_LEASE_MS
         return self._builder
 
     async def renew(self, fence: str) -> bool:

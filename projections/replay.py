@@ -20,6 +20,9 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
+from redis.exceptions import RedisError
+
+from events.ending import end
 from events.facts import ResultReference
 from events.record import Recorded, StoredFact, read
 from events.store import HistoryReader
@@ -35,6 +38,7 @@ BIT = 200
 ATTACHED_FOR = timedelta(minutes=15)
 """An attached generation that nobody shows is fed for so long: a builder that died is soon forgotten."""
 RENEW_S = 1.0
+STOP_S = 10.0
 LEAD_AGAIN_S = 0.5
 TRY_AGAIN_S = 1.0
 CHASES_MAX = 5
@@ -83,9 +87,7 @@ async def leading(generations: GenerationStore) -> AsyncIterator[str]:
     try:
         yield fence
     finally:
-        renewing.cancel()
-        with suppress(asyncio.CancelledError):
-            await renewing
+        await end([renewing], STOP_S)
         await generations.end_build(fence)
 
 
@@ -93,7 +95,7 @@ async def _keep_lead(generations: GenerationStore, fence: str) -> None:
     """A lead that is lost shows at the next step. An unreachable store does as well."""
     while True:
         await asyncio.sleep(RENEW_S)
-        with suppress(OSError):
+        with suppress(RedisError, OSError):
             await generations.renew(fence)
 
 

@@ -3,13 +3,14 @@
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
 import pytest
+from redis.exceptions import RedisError
 from uuid_utils.compat import uuid7
 
 from events.facts import JobFact
@@ -154,6 +155,69 @@ async def test_others_have_their_turn_after_every_few_facts_of_a_page(monkeypatc
 
     assert done == {"read": size, "folded": size}
     assert max(since_a_turn) <= BIT < size
+
+
+class Deaf(MemoryViews):
+    """The first renewal takes its time, and a cancellation gets lost in it, as in redis-py's commands on Python 3.11."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(clock, uuid7)
+        self.renewing = asyncio.Event()
+
+    async def renew(self, fence: str) -> bool:
+        if not self.renewing.is_set():
+            self.renewing.set()
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(3_600)
+        return await super().renew(fence)
+
+
+async def test_who_has_led_is_done_though_a_renewal_overhears_its_cancellation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that went on for ever would keep every later replay from beginning, too."""
+    monkeypatch.setattr(module, "RENEW_S", 0.01)
+    views = Deaf(Clock())
+
+    async def lead() -> None:
+        async with leading(views):
+            await views.renewing.wait()
+
+    led = asyncio.create_task(lead())
+    await asyncio.wait({led}, timeout=10)
+
+    assert led.done()
+    assert await views.lead_build() is not None
+
+
+class Blinking(MemoryViews):
+    """The store cannot be reached when the lead is renewed for the first time."""
+
+    def __init__(self, clock: Clock, error: Exception) -> None:
+        super().__init__(clock, uuid7)
+        self._error = error
+        self.renewals = 0
+        self.renewed = asyncio.Event()
+
+    async def renew(self, fence: str) -> bool:
+        self.renewals += 1
+        if self.renewals == 1:
+            raise self._error
+        self.renewed.set()
+        return await super().renew(fence)
+
+
+@pytest.mark.parametrize("error", [OSError("no route"), ConnectionError("closed"), RedisError("closed")], ids=repr)
+async def test_a_lead_is_renewed_again_after_a_renewal_that_did_not_get_through(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """And who has built everything is not told at the end that a renewal had failed."""
+    monkeypatch.setattr(module, "RENEW_S", 0.01)
+    views = Blinking(Clock(), error)
+
+    async with asyncio.timeout(30):
+        async with leading(views):
+            await views.renewed.wait()
+
+    assert await views.lead_build() is not None
 
 
 @pytest.mark.parametrize("page", [1, 3, 6])
