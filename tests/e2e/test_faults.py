@@ -311,7 +311,8 @@ async def kept_running(postgres: BreakablePostgres) -> AsyncIterator[None]:
         yield
     finally:
         watching.cancel()
-        await asyncio.wait({watching})
+        with suppress(asyncio.CancelledError):
+            await watching
 
 
 async def publishing_is_blocked(rabbitmq: BreakableRabbitMQ, resource: str) -> None:
