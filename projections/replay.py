@@ -22,7 +22,7 @@ from datetime import datetime, timedelta
 
 from redis.exceptions import RedisError
 
-from events.ending import end
+from events.batching import happens_within
 from events.facts import ResultReference
 from events.record import Recorded, StoredFact, read
 from events.store import HistoryReader
@@ -38,7 +38,6 @@ BIT = 200
 ATTACHED_FOR = timedelta(minutes=15)
 """An attached generation that nobody shows is fed for so long: a builder that died is soon forgotten."""
 RENEW_S = 1.0
-STOP_S = 10.0
 LEAD_AGAIN_S = 0.5
 TRY_AGAIN_S = 1.0
 CHASES_MAX = 5
@@ -83,18 +82,20 @@ async def leading(generations: GenerationStore) -> AsyncIterator[str]:
         if time.monotonic() > give_up_at:
             raise CannotReplay(SOMEBODY_BUILDS)
         await asyncio.sleep(LEAD_AGAIN_S)
-    renewing = asyncio.create_task(_keep_lead(generations, fence))
+    over = asyncio.Event()
+    renewing = asyncio.create_task(_keep_lead(generations, fence, over))
     try:
         yield fence
     finally:
-        await end([renewing], STOP_S)
+        # Not cancelled: before Python 3.12, a cancellation easily gets lost in a command to Redis (`events/ending.py`).
+        over.set()
+        await renewing
         await generations.end_build(fence)
 
 
-async def _keep_lead(generations: GenerationStore, fence: str) -> None:
+async def _keep_lead(generations: GenerationStore, fence: str, over: asyncio.Event) -> None:
     """A lead that is lost shows at the next step. An unreachable store does as well."""
-    while True:
-        await asyncio.sleep(RENEW_S)
+    while not await happens_within(over, RENEW_S):
         with suppress(RedisError, OSError):
             await generations.renew(fence)
 
