@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-import aio_pika
 import orjson
 from aio_pika.exceptions import AMQPError
 from aiohttp import web
@@ -14,6 +13,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from app.lag import Note, last_note, ms
+from app.rabbitmq import connected
 from events.store import EventStore, StoreUnavailable
 from projections.views import JOB_STATUS, Keys
 
@@ -84,11 +84,10 @@ def redis_check(redis: Redis) -> Check:
 def rabbitmq_check(broker_url: str) -> Check:
     async def check() -> str | None:
         try:
-            connection = await aio_pika.connect(broker_url, timeout=CHECK_S)
+            async with connected(broker_url, CHECK_S):
+                return None
         except (AMQPError, OSError, TimeoutError):
             return "RabbitMQ cannot be reached"
-        await connection.close()
-        return None
 
     return check
 

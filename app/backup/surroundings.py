@@ -3,13 +3,13 @@
 All of it can be made again from the log: the views are built anew, and the broker is told of all open tasks.
 """
 
-import aio_pika
 from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from app.backup.failure import RestoreRefused
 from app.doctor.redis_keys import VIEWS_PREFIX
+from app.rabbitmq import connected
 from events.bus import ALL_QUEUES
 from events.rabbit_bus import EPOCH_QUEUE
 from events.redis_bus import PREFIX as BUS_PREFIX
@@ -45,7 +45,7 @@ async def _remove(redis: Redis, prefix: str) -> None:
 
 
 async def _empty(broker_url: str) -> None:
-    async with await aio_pika.connect(broker_url, timeout=CONNECT_TIMEOUT_S) as connection:
+    async with connected(broker_url, CONNECT_TIMEOUT_S) as connection:
         for name in (EPOCH_QUEUE, *(queue.name for queue in ALL_QUEUES)):
             # A queue that is not there closes the channel that asked for it.
             try:
