@@ -25,7 +25,7 @@ from tests.builders import NOW, PING, given, job_failed, look_up_command, submit
 from tests.builders import counts as outcome_counts
 from tests.servers.buses import TRANSPORTS, OpenBus, opening_buses
 from write_side.dead_letters import DeadLetters, Keep, Letter, LetterState, open_letters
-from write_side.redelivery import Judgement, LeftAlone, Redelivery
+from write_side.redelivery import Judgement, LeftAlone, Pace, Redelivery
 
 QUEUE = COMMANDS[PING, Priority.INTERACTIVE]
 ALICE = Judgement("alice", "the worker was mended")
@@ -290,6 +290,21 @@ async def test_a_rate_is_kept(letters: DeadLetters, store: PostgresStore) -> Non
 
     assert len(bus.seen) == 8
     assert all(at - began_at >= 0.9 * number / 20 for number, at in enumerate(bus.seen))
+
+
+async def test_what_a_rate_has_missed_is_not_made_up_for() -> None:
+    """A page that took long to be recorded is no reason to hurry with the next."""
+    clock = asyncio.get_running_loop().time
+    pace, passed = Pace(20.0), list[float]()
+    await pace.wait()
+    await asyncio.sleep(0.3)
+    resumed_at = clock()
+
+    for _ in range(4):
+        await pace.wait()
+        passed.append(clock())
+
+    assert all(at - resumed_at >= 0.9 * number / 20 for number, at in enumerate(passed))
 
 
 async def test_what_dies_again_while_all_are_retried_is_for_the_next_time(letters: DeadLetters, store: PostgresStore) -> None:
