@@ -31,7 +31,8 @@ class Batcher(Generic[Item, Answer]):
 
     `flush` gets 1 to `batch_max` items and returns one answer for each, in order; an answer that is an exception is raised
     to its own caller only, an exception raised by `flush` to all of them. A caller that gives up does not pull its item out
-    of a flush. At most `waiting_max` items wait; one more raises `Overloaded`.
+    of a flush. At most `waiting_max` items wait; one more raises `Overloaded`. The first item waits for `alone_s` if no other
+    came in the same step of the loop.
     """
 
     def __init__(
@@ -40,10 +41,12 @@ class Batcher(Generic[Item, Answer]):
         *,
         batch_max: int,
         waiting_max: int = 10_000,
+        alone_s: float = 0.0,
     ) -> None:
         self._flush = flush
         self._batch_max = batch_max
         self._waiting_max = waiting_max
+        self._alone_s = alone_s
         self._waiting: list[_Waiting[Item, Answer]] = []
         self._flusher: asyncio.Task[None] | None = None
 
@@ -82,6 +85,8 @@ class Batcher(Generic[Item, Answer]):
 
     async def _flush_all(self) -> None:
         try:
+            if self._alone_s and len(self._waiting) == 1:
+                await asyncio.sleep(self._alone_s)
             while batch := self._next_batch():
                 await self._flush_batch(batch)
         finally:

@@ -113,6 +113,13 @@ class Bus(Protocol):
     async def publish(self, queue: Queue, body: bytes, headers: Mapping[str, str] | None = None) -> None:
         """Store one message; returns when the broker has confirmed it. Raises `BusUnavailable`."""
 
+    async def publish_each(self, bodies: Mapping[Queue, bytes]) -> None:
+        """Store in each of these queues a message of its own; returns when the broker has confirmed all of them.
+
+        Raises `BusUnavailable`: any of the queues may have its message or not. Of several queues, one that is missing may go
+        unnoticed; the next `read_epoch` tells.
+        """
+
     def subscribe(self, queue: Queue, *, in_hand_max: int) -> Inbox: ...
 
     async def read_epoch(self) -> str | None:

@@ -99,6 +99,10 @@ class MemoryBus:
     async def publish(self, queue: Queue, body: bytes, headers: Mapping[str, str] | None = None) -> None:
         self.put(queue.name, Message(body, headers or {}))
 
+    async def publish_each(self, bodies: Mapping[Queue, bytes]) -> None:
+        for queue, body in bodies.items():
+            await self.publish(queue, body)
+
     def subscribe(self, queue: Queue, *, in_hand_max: int) -> "MemoryInbox":
         inbox = MemoryInbox(self, queue.name, in_hand_max)
         self._inboxes.append(inbox)

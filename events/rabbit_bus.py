@@ -17,14 +17,13 @@ from uuid import uuid4
 import aio_pika
 from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity, DeliveryError, PublishError
 from faststream import AckPolicy
-from faststream.message import StreamMessage
 from faststream.rabbit import Channel, ExchangeType, QueueType, RabbitBroker, RabbitExchange, RabbitQueue
 from faststream.rabbit.schemas.queue import QuorumQueueArgs
 
+from events.acknowledging import Acknowledgements
 from events.bus import ALL_QUEUES, DEAD_LETTERS, DELIVERY_LIMIT, EVENTS_EXCHANGE, Arrivals, BusUnavailable, Delivery, Queue
 
 if TYPE_CHECKING:
-    from faststream._internal.endpoint.subscriber.utils import MultiLock
     from faststream.rabbit.subscriber.usecase import RabbitSubscriber
 
 EPOCH_QUEUE = "lookup.epoch"
@@ -35,6 +34,13 @@ CONFIRM_TIMEOUT_S = 10.0
 DECLARE_AFTER_S = 1.0
 STOP_S = 5.0
 EVERY_EVENT = "lookup.#"
+SHARES = "shares"
+DIED_IN = "x-first-death-queue"
+STEPS_OF_A_DELIVERY = 3
+"""In so many steps of the loop a delivery comes from the connection to us: through a task of aiormq's and one of aio-pika's.
+
+Before Python 3.12 the answer to a cancellation takes more steps than that anyway.
+"""
 
 _DOWN = (AMQPError, ConnectionError, OSError, TimeoutError, RuntimeError)
 
@@ -52,6 +58,7 @@ class RabbitBus:
             default_channel=Channel(on_return_raises=True),
         )
         self._connection: Any = None
+        self._inboxes: list[RabbitInbox] = []
 
     async def start(self) -> None:
         try:
@@ -66,6 +73,19 @@ class RabbitBus:
         await self._close_quietly()
 
     async def publish(self, queue: Queue, body: bytes, headers: Mapping[str, str] | None = None) -> None:
+        await self._publish_surely(queue, body, headers or {})
+
+    async def publish_each(self, bodies: Mapping[Queue, bytes]) -> None:
+        """As one message, which the broker puts into all of these queues; a reader cuts its own share out of it.
+
+        That is one publish and one confirm, and all queues have it at the same time: what several workers are asked at once
+        comes back at once, and is one decision.
+        """
+        first, *others = bodies
+        headers = {SHARES: _shares(bodies), "BCC": [queue.name for queue in others]} if others else {}
+        await self._publish_surely(first, b"".join(bodies.values()), headers)
+
+    async def _publish_surely(self, queue: Queue, body: bytes, headers: Mapping[str, Any]) -> None:
         try:
             await self._publish(queue, body, headers)
         except (PublishError, DeliveryError):
@@ -85,12 +105,14 @@ class RabbitBus:
             _declared(queue),
             exchange=_exchange(queue),
             channel=Channel(prefetch_count=in_hand_max),
-            parser=_as_it_came,
-            decoder=_raw,
             ack_policy=AckPolicy.MANUAL,
         )
-        inbox = RabbitInbox(subscriber)
+        inbox = RabbitInbox(queue, subscriber)
         subscriber(inbox.receive)
+        # What FastStream does with a message before our handler has it, for handlers of other kinds, costs more than all that
+        # we do; and it drops what comes before its `start` has returned.
+        subscriber.consume = inbox.receive  # type: ignore[method-assign, assignment]
+        self._inboxes.append(inbox)
         return inbox
 
     async def read_epoch(self) -> str | None:
@@ -142,12 +164,12 @@ class RabbitBus:
         finally:
             await channel.close()
 
-    async def _publish(self, queue: Queue, body: bytes, headers: Mapping[str, str] | None) -> None:
+    async def _publish(self, queue: Queue, body: bytes, headers: Mapping[str, Any]) -> None:
         await self._broker.publish(
             body,
             exchange=_exchange(queue),
             routing_key=EVERY_EVENT.replace("#", "facts") if queue.exchange else queue.name,
-            headers=dict(headers or {}),
+            headers=dict(headers),
             persist=True,
             mandatory=True,
             timeout=CONFIRM_TIMEOUT_S,
@@ -166,6 +188,9 @@ class RabbitBus:
 
     async def _close_quietly(self) -> None:
         """Within a bound: without a broker, closing a channel waits for the connection to be restored."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(STOP_S):
+                await asyncio.gather(*(inbox.drain() for inbox in self._inboxes))
         with suppress(*_DOWN):
             async with asyncio.timeout(STOP_S):
                 await self._broker.stop()
@@ -178,9 +203,11 @@ class RabbitBus:
 class RabbitInbox(Arrivals):
     """An `Inbox` on one queue. The broker holds back what is over the channel's prefetch."""
 
-    def __init__(self, subscriber: "RabbitSubscriber") -> None:
+    def __init__(self, queue: Queue, subscriber: "RabbitSubscriber") -> None:
         super().__init__()
+        self._queue_name = queue.name
         self._subscriber = subscriber
+        self._acknowledgements = Acknowledgements(_acknowledge)
 
     async def close(self) -> None:
         """The broker answers a cancellation after the last delivery. FastStream's own stop drops what still comes."""
@@ -190,23 +217,49 @@ class RabbitInbox(Arrivals):
         with suppress(*_DOWN):  # Without a connection nothing more comes either.
             async with asyncio.timeout(STOP_S):
                 await queue.cancel(tag)
-                await cast("MultiLock", self._subscriber.lock).wait_release(STOP_S)
+        for _ in range(STEPS_OF_A_DELIVERY):
+            await asyncio.sleep(0)
 
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
-        for delivery in deliveries:
-            with suppress(*_DOWN):  # Lost with the connection: it is delivered again, which is promised.
-                await delivery.token.ack()  # type: ignore[attr-defined]
+        self._acknowledgements.add(cast("aio_pika.IncomingMessage", delivery.token) for delivery in deliveries)
 
     async def drain(self) -> None:
-        """What was written to the socket arrives, whoever dies."""
+        await self._acknowledgements.drain()
 
     async def receive(self, message: aio_pika.IncomingMessage) -> None:
         headers = {name: str(value) for name, value in message.headers.items()}
+        shares = headers.pop(SHARES, None)
+        # What RabbitMQ gave up on comes from the dead letters, and is the share of the queue that it died in.
+        body = _share_of(headers.get(DIED_IN, self._queue_name), shares, message.body) if shares else message.body
         # A quorum queue counts earlier deliveries in a header that is absent the first time.
         delivery_count = int(message.headers.get("x-delivery-count", 0) or 0) + 1  # type: ignore[arg-type]
         # Of our own messages each has a correlation id to itself. What came without any counts as another message each time.
         message_id = message.message_id or message.correlation_id or uuid4().hex
-        self._arrived.put_nowait(Delivery(message.body, headers, delivery_count, message, message_id))
+        self._arrived.put_nowait(Delivery(body, headers, delivery_count, message, message_id))
+
+
+async def _acknowledge(messages: Sequence[aio_pika.IncomingMessage]) -> None:
+    for message in messages:
+        with suppress(*_DOWN):  # Lost with the connection: it is delivered again, which is promised.
+            await message.ack()
+
+
+def _shares(bodies: Mapping[Queue, bytes]) -> str:
+    """How many bytes of a message for several queues are whose, in the order of its body."""
+    return " ".join(f"{queue.name}={len(body)}" for queue, body in bodies.items())
+
+
+def _share_of(queue_name: str, shares: str, body: bytes) -> bytes:
+    """The bytes that are for one queue. All of them, when nobody of ours wrote it: then the reader puts them aside."""
+    start = 0
+    for share in shares.split(" "):
+        name, _, size = share.partition("=")
+        if not size.isdecimal():
+            break
+        if name == queue_name:
+            return body[start : start + int(size)]
+        start += int(size)
+    return body
 
 
 async def _all_exist(declare: Callable[..., Awaitable[Any]], names: Iterable[str]) -> bool:
@@ -237,11 +290,3 @@ def _exchange(queue: Queue) -> RabbitExchange | None:
     if queue.exchange is None:
         return None
     return RabbitExchange(queue.exchange, type=ExchangeType.TOPIC, durable=True)
-
-
-async def _as_it_came(message: Any) -> StreamMessage[Any]:
-    return StreamMessage(raw_message=message, body=b"")
-
-
-async def _raw(message: StreamMessage[Any]) -> Any:
-    return message.raw_message

@@ -21,6 +21,7 @@ from faststream.redis import RedisBroker, StreamSub
 from faststream.redis.parser import BinaryMessageFormatV1
 from redis.exceptions import RedisError
 
+from events.acknowledging import Acknowledgements
 from events.batching import Batcher, Overloaded, happens_within
 from events.bus import ALL_QUEUES, DEAD_LETTERS, DELIVERY_LIMIT, Arrivals, Bus, BusUnavailable, Delivery, Queue
 from events.dead_letters import Reason, letter_headers
@@ -39,7 +40,6 @@ CLAIM_INTERVAL_MS = 2_000
 WATCH_INTERVAL_S = 1.0
 PIPELINE_MAX = 100
 HANDED_OUT_MAX = 1_000
-ACK_PAUSE_S = 0.02
 STOP_S = 5.0
 _BODY_FIELD = b"__data__"
 _Entries = list[tuple[bytes, Mapping[bytes, bytes]]]
@@ -119,6 +119,10 @@ class RedisBus:
             await self._publishes.add((queue, body, headers))
         except (RedisError, OSError, TimeoutError, Overloaded) as error:
             raise BusUnavailable("Redis did not confirm the message.") from error
+
+    async def publish_each(self, bodies: Mapping[Queue, bytes]) -> None:
+        """They wait together, so they go in one pipeline."""
+        await asyncio.gather(*(self.publish(queue, body) for queue, body in bodies.items()))
 
     def subscribe(self, queue: Queue, *, in_hand_max: int) -> "RedisInbox":
         """A reader for new entries and a claimer for those that a dead reader left behind, into one inbox."""
@@ -236,27 +240,18 @@ class RedisInbox(Arrivals):
         self._handed_out: set[bytes] = set()
         self._room = asyncio.Semaphore(in_hand_max)
         self._closed = asyncio.Event()
-        self._acknowledged: list[bytes] = []
-        self._acknowledging: asyncio.Task[None] | None = None
+        self._acknowledgements = Acknowledgements(self._acknowledge_in_redis)
 
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
-        """Nobody waits until Redis knows: what it does not hear of is delivered again, which is promised.
-
-        So it can as well hear of it a little later, of more at once, and when whoever waits for an answer has it.
-        """
-        for delivery in deliveries:
-            token = cast("bytes", delivery.token)
+        tokens = [cast("bytes", delivery.token) for delivery in deliveries]
+        for token in tokens:
             self._seen.discard(token)
             self._handed_out.discard(token)
             self._room.release()
-            self._acknowledged.append(token)
-        if self._acknowledging is None and self._acknowledged:
-            self._acknowledging = asyncio.create_task(self._acknowledge())
+        self._acknowledgements.add(tokens)
 
     async def drain(self) -> None:
-        """Acknowledgements are collected, and sent with the next flush."""
-        while self._acknowledging is not None:
-            await asyncio.wait({self._acknowledging})
+        await self._acknowledgements.drain()
 
     @property
     def is_closed(self) -> bool:
@@ -338,24 +333,15 @@ class RedisInbox(Arrivals):
         room.cancel()
         return room.done() and not room.cancelled()
 
-    async def _acknowledge(self) -> None:
-        try:
-            while self._acknowledged:
-                await asyncio.sleep(ACK_PAUSE_S)
-                entry_ids, self._acknowledged = self._acknowledged, []
-                with suppress(RedisError, OSError, TimeoutError):
-                    await self._acknowledge_in_redis(entry_ids)
-        finally:
-            self._acknowledging = None
-
     async def _acknowledge_in_redis(self, entry_ids: Sequence[bytes]) -> None:
         key = PREFIX + self.queue.name
-        async with _client(self._broker).pipeline(transaction=False) as pipe:
-            for first in range(0, len(entry_ids), PIPELINE_MAX):
-                some = entry_ids[first : first + PIPELINE_MAX]
-                pipe.xack(key, GROUP, *some)
-                pipe.xdel(key, *some)
-            await pipe.execute()
+        with suppress(RedisError, OSError, TimeoutError):
+            async with _client(self._broker).pipeline(transaction=False) as pipe:
+                for first in range(0, len(entry_ids), PIPELINE_MAX):
+                    some = entry_ids[first : first + PIPELINE_MAX]
+                    pipe.xack(key, GROUP, *some)
+                    pipe.xdel(key, *some)
+                await pipe.execute()
 
 
 async def take_out(redis: "Redis", bus: Bus, split: Callable[[str, bytes], bytes | None]) -> int:

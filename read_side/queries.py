@@ -23,6 +23,7 @@ from projections.views import GET_JOBS, JOB_STATUS, Keys
 WAIT_MAX_S = 2.0
 LOOK_MAX_S = 1.5
 LOOK_AGAIN_S = 0.5
+BEGUN_S = 0.1
 STOP_S = 10.0
 WAITERS_MAX = 1_000
 LOOKS_MAX = 50
@@ -107,8 +108,11 @@ class JobQueries:
 
     async def job(self, job_id: UUID) -> Answer | None:
         """The job's document; None when there is no such job. Raises `ViewsUnavailable` or `ViewsRebuilding`."""
-        asked_ms = int(self.now().timestamp() * 1000)
-        seen = await self._look(job_id)
+        asked_ms = self._now_ms()
+        return await self._answer(job_id, await self._look(job_id), asked_ms)
+
+    async def _answer(self, job_id: UUID, seen: _Seen, asked_ms: int) -> Answer | None:
+        """What was seen, or what can be seen a moment later."""
         if seen.document is None and not self._is_known_absent(job_id, seen):
             seen = await self._wait_for(job_id, seen, asked_ms)
         if seen.document is not None:
@@ -121,9 +125,15 @@ class JobQueries:
     async def ended_job(self, job_id: UUID, within_s: float) -> Answer | None:
         """Like `job`, but waits until the job has ended, for `within_s` at most. Who waits too many is answered at once."""
         with self._listening(job_id) as moved:
-            answer = await self.job(job_id)
+            asked_ms, seen = self._now_ms(), await self._look(job_id)
             if moved is None:
-                return answer
+                return await self._answer(job_id, seen, asked_ms)
+            if seen.document is None and not self._is_known_absent(job_id, seen):
+                # It has just been taken on. Who waits for its end need not see it begin, if that is all that there is to see.
+                await happens_within(moved, min(within_s, BEGUN_S))
+                moved.clear()
+                seen = await self._look(job_id)
+            answer = await self._answer(job_id, seen, asked_ms)
             with suppress(TimeoutError):
                 async with asyncio.timeout(within_s):
                     while answer is not None and not answer.ended and not self._letting_go:
@@ -189,6 +199,9 @@ class JobQueries:
             self._waiting[key].discard(moved)
             if not self._waiting[key]:
                 del self._waiting[key]
+
+    def _now_ms(self) -> int:
+        return int(self.now().timestamp() * 1000)
 
     def _is_known_absent(self, job_id: UUID, seen: _Seen) -> bool:
         """Whether a job of this id, had it ever been taken on, would be in the views."""

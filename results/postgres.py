@@ -17,6 +17,9 @@ from events.facts import ResultReference
 from results.documents import DOCUMENT_BYTES_MAX, ResultsUnavailable, reference_to
 
 GROUP_MAX = 100
+ALONE_S = 0.001
+"""RabbitMQ hands a job's commands out within a part of a millisecond, not at once. A result of them that went ahead alone would
+make a write, a message, a decision, a stretch and a commit of the views more."""
 CONNECT_TIMEOUT_S = 2.0
 RECONNECT_S = 1.0
 """The pool tries by itself for so long, ever more seldom (its default: 5 minutes); then the next who needs one does."""
@@ -53,7 +56,7 @@ class PostgresDocuments:
             kwargs={"connect_timeout": 2},
             name="results",
         )
-        self._puts: Batcher[tuple[str, bytes], None] = Batcher(self._put_group, batch_max=GROUP_MAX)
+        self._puts: Batcher[tuple[str, bytes], None] = Batcher(self._put_group, batch_max=GROUP_MAX, alone_s=ALONE_S)
         self._compressor = zstandard.ZstdCompressor(level=3)
         self._decompressor = zstandard.ZstdDecompressor()
         self._just_stored = _JustStored(JUST_STORED_BYTES_MAX)

@@ -5,7 +5,7 @@ Promises, held by `tests/contract/test_ledger.py` for PostgreSQL and the in-memo
 - **One leader.** It holds an advisory lock on a connection of its own, which the database ends when it falls silent
   (`idle_session_timeout`): a frozen leader loses the lock, and somebody else may take it.
 - **Forward only.** Two checkpoints, for commands and for facts; a woken old leader moves nothing back.
-- **Woken.** Who waits for more is woken by the next append, and looks by itself once in `HEARTBEAT_S`.
+- **Woken.** Who waits for more is woken by the next append.
 """
 
 import asyncio
@@ -66,7 +66,7 @@ class RelayLedger(Protocol):
     """One relay's connection to the ledger. Every method may raise `LeadershipLost`."""
 
     async def lead(self) -> None:
-        """Wait until we lead. From then on every call below tells the database that we are alive."""
+        """Wait until we lead. From then on every call below but the wait tells the database that we are alive."""
 
     async def read(self) -> dict[str, Checkpoint]:
         """Both checkpoints by name, `COMMANDS` and `FACTS`."""
@@ -74,8 +74,11 @@ class RelayLedger(Protocol):
     async def move(self, name: str, checkpoint: Checkpoint) -> None:
         """Move a checkpoint forward; raises `LeadershipLost` when it stands there or further already."""
 
-    async def wait_for_more(self) -> None:
-        """Until something was appended since the last look, but `HEARTBEAT_S` at most."""
+    async def wait_for_more(self, within_s: float = HEARTBEAT_S) -> bool:
+        """Until something was appended since the last wait, but `within_s` at most; says whether.
+
+        It tells the database nothing: who waits for long has to keep the lead alive.
+        """
 
     async def keep_alive(self) -> None: ...
 
@@ -123,14 +126,12 @@ class PostgresLedger:
         behind = "The checkpoint stands further than ours: somebody else leads."
         return [None if name in moved else LeadershipLost(behind) for name in names]
 
-    async def wait_for_more(self) -> None:
-        """A notification can be lost, and silence would cost the lock."""
+    async def wait_for_more(self, within_s: float = HEARTBEAT_S) -> bool:
         notified = False
         with _lost_with_the_connection():
-            async for _ in self._conn.notifies(timeout=HEARTBEAT_S, stop_after=1):
+            async for _ in self._conn.notifies(timeout=within_s, stop_after=1):
                 notified = True
-        if not notified:
-            await self.keep_alive()
+        return notified
 
     async def keep_alive(self) -> None:
         with _lost_with_the_connection():

@@ -83,11 +83,11 @@ class MemoryLedger:
     async def move(self, name: str, checkpoint: Checkpoint) -> None:
         await self._ask(lambda: self._ledgers.move(self, name, checkpoint))
 
-    async def wait_for_more(self) -> None:
-        if await happens_within(self.appended, HEARTBEAT_S):
-            self.appended.clear()
-        else:
-            await self.keep_alive()
+    async def wait_for_more(self, within_s: float = HEARTBEAT_S) -> bool:
+        if not await happens_within(self.appended, within_s):
+            return False
+        self.appended.clear()
+        return True
 
     async def keep_alive(self) -> None:
         await self._ask(lambda: self._ledgers.hear(self))

@@ -11,7 +11,7 @@ Promises:
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from uuid import UUID
@@ -35,6 +35,8 @@ COMMANDS_PER_MESSAGE = 20
 QUEUE_TRIES = 3
 EPOCH_INTERVAL_S = 2.0
 REPUBLISH_PAGE = 200
+SAVE_AFTER_S = 0.02
+"""What was published in so short a time is written down together, and when whoever waits for an answer has it."""
 OPENING_TOPICS = topics_of(JobSubmitted)
 CLOSING_TOPICS = topics_of(JobCompleted, JobFailed, JobCancelled)
 
@@ -66,6 +68,8 @@ class Relay:
     leading: bool = False
     counters: RelayCounters = field(default_factory=RelayCounters)
     _log_id: str = ""
+    _unsaved: dict[str, Checkpoint] = field(default_factory=dict)
+    _save_at: float = 0.0
 
     async def run(self) -> None:
         async with self.open_ledger() as ledger:
@@ -77,9 +81,15 @@ class Relay:
                 self.leading = False
 
     async def _lead(self, ledger: RelayLedger) -> None:
-        self.checkpoints = await ledger.read()
+        self.checkpoints, self._unsaved = await ledger.read(), {}
         await self._check_checkpoints()
         self._log_id = str(await self.store.log_id())
+        try:
+            await self._follow(ledger)
+        finally:
+            await self._save(ledger)
+
+    async def _follow(self, ledger: RelayLedger) -> None:
         epoch_checked_at = float("-inf")
         clock = asyncio.get_running_loop().time
         while True:
@@ -88,10 +98,14 @@ class Relay:
                 epoch_checked_at = clock()
             stretch = await self.store.read_all(min(c.position for c in self.checkpoints.values()), STRETCH_MAX)
             if stretch:
-                await self._alive(ledger, self._relay(ledger, stretch))
-            if len(stretch) < STRETCH_MAX:
-                # What was committed meanwhile has notified us already: then this wait is none.
-                await ledger.wait_for_more()
+                await self._alive(ledger, self._relay(stretch))
+            if self._unsaved and clock() >= self._save_at:
+                await self._save(ledger)
+            if len(stretch) == STRETCH_MAX:
+                continue
+            # What was committed meanwhile has notified us already: then this wait is none.
+            if not await ledger.wait_for_more(SAVE_AFTER_S if self._unsaved else HEARTBEAT_S):
+                await (self._save(ledger) if self._unsaved else ledger.keep_alive())
 
     async def _alive(self, ledger: RelayLedger, work: Awaitable[None]) -> None:
         """Await work and keep the lead meanwhile. When this ends, the work has ended too."""
@@ -110,61 +124,72 @@ class Relay:
         if ahead > head:
             raise CheckpointAhead(f"The relay has told the log up to position {ahead}, and the log ends at {head}.")
 
-    async def _relay(self, ledger: RelayLedger, stretch: Sequence[StoredFact]) -> None:
+    async def _relay(self, stretch: Sequence[StoredFact]) -> None:
         """Publish a stretch; facts and commands go side by side, and neither's failure undoes the other."""
-        results = await asyncio.gather(
-            self._relay_commands(ledger, stretch), self._relay_facts(ledger, stretch), return_exceptions=True
-        )
-        for result in results:
+        told = {checkpoints.COMMANDS: self._tell_commands(stretch), checkpoints.FACTS: self._tell_facts(stretch)}
+        results = dict(zip(told, await asyncio.gather(*told.values(), return_exceptions=True), strict=True))
+        self._move({name: reached for name, reached in results.items() if isinstance(reached, Checkpoint)})
+        for result in results.values():
             if isinstance(result, BaseException):
                 raise result
 
-    async def _relay_facts(self, ledger: RelayLedger, stretch: Sequence[StoredFact]) -> None:
+    async def _tell_facts(self, stretch: Sequence[StoredFact]) -> Checkpoint | None:
+        """Publish the facts that are new; gives how far that leads, None when none is."""
         done = self.checkpoints[checkpoints.FACTS]
         new = [stored for stored in stretch if stored.position > done.position]
         if not new:
-            return
+            return None
+        # The commands go first: they have the longest way before them.
+        await asyncio.sleep(0)
         headers = stretch_headers(done.position, new[-1].position, self._log_id)
         await self.bus.publish(FACTS, cloud_events(new, f"/lookup/{self._log_id}"), headers)
         log_head = done.log_head
         for stored in new:
             log_head = next_head(log_head, stored.position, hash_of(stored.state))
         self.counters.facts += len(new)
-        await self._move(ledger, checkpoints.FACTS, new[-1].position, log_head)
+        return Checkpoint(new[-1].position, log_head)
 
-    async def _relay_commands(self, ledger: RelayLedger, stretch: Sequence[StoredFact]) -> None:
+    async def _tell_commands(self, stretch: Sequence[StoredFact]) -> Checkpoint | None:
+        """As `_tell_facts`, with the commands that the new facts are about."""
         done = self.checkpoints[checkpoints.COMMANDS]
         new = [stored for stored in stretch if stored.position > done.position]
         if not new:
-            return
+            return None
         commands = commands_of(new, self.now())
         await self._publish_commands(commands)
         self.counters.commands += sum(len(of_queue) for of_queue in commands.values())
-        await self._move(ledger, checkpoints.COMMANDS, new[-1].position, done.log_head)
+        return Checkpoint(new[-1].position, done.log_head)
 
-    async def _move(self, ledger: RelayLedger, name: str, position: int, log_head: bytes) -> None:
-        checkpoint = Checkpoint(position, log_head)
-        await ledger.move(name, checkpoint)
-        self.checkpoints[name] = checkpoint
+    def _move(self, reached: Mapping[str, Checkpoint]) -> None:
+        """The broker has confirmed so far. What is not saved when we die is published again, which is promised."""
+        if reached and not self._unsaved:
+            self._save_at = asyncio.get_running_loop().time() + SAVE_AFTER_S
+        self.checkpoints |= reached
+        self._unsaved |= reached
+
+    async def _save(self, ledger: RelayLedger) -> None:
+        """Handed in at the same time, both checkpoints are moved in one statement."""
+        unsaved, self._unsaved = self._unsaved, {}
+        await asyncio.gather(*(ledger.move(name, reached) for name, reached in unsaved.items()))
 
     async def _publish_commands(self, commands: Mapping[Queue, Sequence[LookUp]]) -> None:
-        """Publish in small batches. Raises `BusUnavailable` only when the broker takes nothing at all."""
-        messages = [
-            (queue, lines_of(items[first : first + COMMANDS_PER_MESSAGE]))
-            for queue, items in commands.items()
-            for first in range(0, len(items), COMMANDS_PER_MESSAGE)
-        ]
+        """Publish in small batches, to all queues at once; a queue that takes nothing is tried again alone.
+
+        Raises `BusUnavailable` only when the broker takes nothing at all.
+        """
+        rounds = _rounds_of(commands)
+        refused = await _not_taken(self.bus.publish_each(bodies) for bodies in rounds)
+        messages = [message for at in refused for message in rounds[at].items()]
+        takes_some = len(refused) < len(rounds)
         for attempt in range(1, QUEUE_TRIES + 1):
-            results = await asyncio.gather(*(self.bus.publish(*message) for message in messages), return_exceptions=True)
-            failed = [(message, result) for message, result in zip(messages, results, strict=True) if result is not None]
-            unexpected = next((result for _, result in failed if not isinstance(result, BusUnavailable)), None)
-            if unexpected is not None:
-                raise unexpected
-            if failed and len(failed) == len(messages) and attempt == 1:
-                raise BusUnavailable("The broker takes no commands.")
-            messages = [message for message, _ in failed]
             if not messages:
                 return
+            refused = await _not_taken(self.bus.publish(*message) for message in messages)
+            if len(refused) == len(messages) and attempt == 1 and not takes_some:
+                raise BusUnavailable("The broker takes no commands.")
+            messages = [messages[at] for at in refused]
+        if not messages:
+            return
         # Raises when it is not these queues that are bad, but the broker that went down meanwhile: then nothing is passed over.
         await self.bus.read_epoch()
         for queue, _ in messages:
@@ -197,6 +222,24 @@ class Relay:
                 await self._publish_commands(commands)
             after = job_ids[-1]
         return published
+
+
+async def _not_taken(publishing: Iterable[Awaitable[None]]) -> list[int]:
+    """Which of several publishes, all at once, the broker did not confirm."""
+    results = await asyncio.gather(*publishing, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException) and not isinstance(result, BusUnavailable):
+            raise result
+    return [at for at, result in enumerate(results) if result is not None]
+
+
+def _rounds_of(commands: Mapping[Queue, Sequence[LookUp]]) -> list[dict[Queue, bytes]]:
+    """Each round has a small batch for each queue that has commands left."""
+    longest = max(map(len, commands.values()), default=0)
+    return [
+        {queue: lines_of(items[at : at + COMMANDS_PER_MESSAGE]) for queue, items in commands.items() if at < len(items)}
+        for at in range(0, longest, COMMANDS_PER_MESSAGE)
+    ]
 
 
 def commands_of(stretch: Sequence[StoredFact], now: datetime) -> dict[Queue, list[LookUp]]:

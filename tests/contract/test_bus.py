@@ -96,6 +96,60 @@ async def test_queues_do_not_mix(open_bus: OpenBus) -> None:
         await inbox.ack([delivery])
 
 
+async def test_several_queues_get_a_message_each_at_once(open_bus: OpenBus) -> None:
+    bus = open_bus()
+    lanes = [(Service.RDAP, Priority.INTERACTIVE), (Service.PING, Priority.INTERACTIVE), (Service.RDAP, Priority.BULK)]
+    inboxes = {lane: bus.subscribe(COMMANDS[lane], in_hand_max=4) for lane in lanes}
+    await bus.start()
+
+    await bus.publish_each({COMMANDS[lane]: f'{{"to":"{"/".join(lane)}"}}\n{{}}'.encode() for lane in lanes})
+    await bus.publish_each({COMMANDS[lanes[1]]: b"to one alone"})
+
+    received = {lane: [(one.body, dict(one.headers)) for one in await take(inboxes[lane], 1)] for lane in (lanes[0], lanes[2])}
+    received[lanes[1]] = [(one.body, dict(one.headers)) for one in await take(inboxes[lanes[1]], 2)]
+    own = {lane: f'{{"to":"{"/".join(lane)}"}}\n{{}}'.encode() for lane in lanes}
+    assert {lane: [body for body, _ in messages] for lane, messages in received.items()} == {
+        lanes[0]: [own[lanes[0]]],
+        lanes[1]: [own[lanes[1]], b"to one alone"],
+        lanes[2]: [own[lanes[2]]],
+    }
+    assert all("shares" not in headers for messages in received.values() for _, headers in messages)
+
+
+async def test_what_was_acknowledged_at_the_last_moment_does_not_come_again(open_bus: OpenBus) -> None:
+    """Acknowledgements are collected for a moment, and a stop does not forget them."""
+    first = open_bus()
+    inbox = first.subscribe(OUTCOMES, in_hand_max=4)
+    await first.start()
+    await first.publish(OUTCOMES, b"done")
+    await inbox.ack(await take(inbox, 1))
+    if not isinstance(first, MemoryBus):
+        await first.stop()
+
+    second = open_bus()
+    inbox = second.subscribe(OUTCOMES, in_hand_max=4)
+    await second.start()
+    await second.publish(OUTCOMES, b"new")
+
+    assert [delivery.body for delivery in await take(inbox, 1)] == [b"new"]
+
+
+async def test_draining_waits_until_the_broker_knows_what_was_acknowledged(open_bus: OpenBus) -> None:
+    """Then it is not handed out again, whatever becomes of us."""
+    bus = open_bus()
+    inbox = bus.subscribe(OUTCOMES, in_hand_max=1)
+    await bus.start()
+    await bus.publish(OUTCOMES, b"first")
+    await bus.publish(OUTCOMES, b"second")
+    taken = await take(inbox, 1)
+    await inbox.ack(taken)
+
+    await inbox.drain()
+
+    # Of two, one may be in hand: the second comes because the broker has been told of the first.
+    assert {delivery.body for delivery in [*taken, *await take(inbox, 1)]} == {b"first", b"second"}
+
+
 async def test_no_more_than_the_bound_is_in_hand(open_bus: OpenBus) -> None:
     bus = open_bus()
     inbox = bus.subscribe(OUTCOMES, in_hand_max=3)

@@ -109,6 +109,10 @@ class TappedBus:
         else:
             await self._bus.publish(queue, body, headers)
 
+    async def publish_each(self, bodies: Mapping[Queue, bytes]) -> None:
+        for queue, body in bodies.items():
+            await self.publish(queue, body)
+
 
 class TappedWiring(Wiring):
     """The product's own composition, but for the tap."""

@@ -231,6 +231,33 @@ async def number_of_looks(board: Board) -> int:
     return int(stats["cmdstat_evalsha"]["calls"])
 
 
+async def test_who_waits_for_the_end_of_a_new_job_need_not_see_it_begin(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look costs a round trip, which comes between the job and its workers when all is in one process."""
+    monkeypatch.setattr(module, "BEGUN_S", LONG_WAIT_S)
+    job_id = uuid7()
+    await board.stands(caught_up=_utc_now() - timedelta(seconds=1))
+    await board.queries.job(uuid4())
+    looks_before = await number_of_looks(board)
+    asked = asyncio.create_task(board.queries.ended_job(job_id, LONG_WAIT_S))
+    await eventually(lambda: board.queries._waiters == 1)
+
+    await board.redis.set(KEYS.job(GENERATION, job_id), b"11\n" + UNDER_WAY)
+    await board.stands(at=11)
+    await board.shows(job_id, ENDED)
+
+    assert await soon(asked) == Answer(ENDED, '"2-12"')
+    assert await number_of_looks(board) - looks_before == 2
+
+
+async def test_a_new_job_that_nobody_made_is_unknown_to_who_would_wait_for_its_end(board: Board) -> None:
+    asked = asyncio.create_task(board.queries.ended_job(uuid7(), LONG_WAIT_S))
+    await asyncio.sleep(0)
+
+    await board.stands(caught_up=_utc_now() + timedelta(seconds=1))
+
+    assert await soon(asked) is None
+
+
 async def test_a_move_that_nobody_told_is_seen_a_moment_later(board: Board) -> None:
     job_id = uuid7()
     await board.stands()

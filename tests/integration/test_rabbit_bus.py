@@ -7,7 +7,8 @@ from pathlib import Path
 import aio_pika
 import pytest
 
-from events.bus import ALL_QUEUES, OUTCOMES, BusUnavailable
+from events.bus import ALL_QUEUES, COMMANDS, DEAD_LETTERS, DELIVERY_LIMIT, OUTCOMES, BusUnavailable, Delivery, Inbox, Queue
+from events.facts import Priority, Service
 from events.rabbit_bus import RabbitBus
 from tests.servers.rabbitmq import RabbitMQNode
 
@@ -103,3 +104,70 @@ async def test_reading_the_epoch_makes_missing_queues_again_while_nobody_publish
                 await channel.declare_queue(queue.name, passive=True)
     finally:
         await relay.stop()
+
+
+def command_queues() -> list[Queue]:
+    return [COMMANDS[service, Priority.INTERACTIVE] for service in (Service.GEOIP, Service.RDAP, Service.PING)]
+
+
+async def one(inbox: Inbox) -> Delivery:
+    async with asyncio.timeout(PATIENCE_S):
+        (delivery,) = await inbox.take(1)
+    return delivery
+
+
+async def test_of_a_message_for_several_queues_the_share_that_died_is_a_dead_letter(rabbitmq_vhost_url: str) -> None:
+    geoip, rdap, ping = command_queues()
+    bus = RabbitBus(rabbitmq_vhost_url)
+    letters = bus.subscribe(DEAD_LETTERS, in_hand_max=4)
+    await bus.start()
+    try:
+        await bus.publish_each({geoip: b"for geoip", rdap: b"for rdap", ping: b"for ping"})
+        connection = await aio_pika.connect(rabbitmq_vhost_url)
+        async with connection, connection.channel() as channel:
+            queue = await channel.get_queue(rdap.name)
+            for _ in range(DELIVERY_LIMIT + 1):
+                async with asyncio.timeout(PATIENCE_S):
+                    while (message := await queue.get(fail=False)) is None:  # noqa: ASYNC110 - what is given back comes by itself
+                        await asyncio.sleep(0.01)
+                await message.nack(requeue=True)
+
+        letter = await one(letters)
+
+        assert (letter.body, letter.headers["x-first-death-queue"]) == (b"for rdap", rdap.name)
+    finally:
+        await bus.stop()
+
+
+@pytest.mark.parametrize("shares", ["", "lookup.outcomes", "lookup.outcomes=x", "=", "elsewhere=3", "lookup.outcomes=-1"])
+async def test_shares_that_nobody_of_ours_wrote_hide_nothing(shares: str, rabbitmq_vhost_url: str) -> None:
+    bus = RabbitBus(rabbitmq_vhost_url)
+    inbox = bus.subscribe(OUTCOMES, in_hand_max=4)
+    await bus.start()
+    try:
+        await bus.publish(OUTCOMES, b"by a stranger", {"shares": shares})
+
+        assert (await one(inbox)).body == b"by a stranger"
+    finally:
+        await bus.stop()
+
+
+async def test_one_queue_of_several_that_is_missing_is_told_by_the_epoch(rabbitmq_vhost_url: str) -> None:
+    """The broker says nothing of it, as the others took the message."""
+    geoip, rdap, ping = command_queues()
+    bus = RabbitBus(rabbitmq_vhost_url)
+    inbox = bus.subscribe(ping, in_hand_max=4)
+    await bus.start()
+    try:
+        await bus.read_epoch()
+        await bus.write_epoch("log-1")
+        connection = await aio_pika.connect(rabbitmq_vhost_url)
+        async with connection, connection.channel() as channel:
+            await channel.queue_delete(rdap.name)
+
+        await bus.publish_each({geoip: b"for geoip", rdap: b"for rdap", ping: b"for ping"})
+
+        assert (await one(inbox)).body == b"for ping"
+        assert await bus.read_epoch() is None
+    finally:
+        await bus.stop()

@@ -19,7 +19,7 @@ from projections.projector import Projector
 from tests.simulation.loop import at_once
 from tests.simulation.servers import LinkedStore
 from write_side import checkpoints
-from write_side.checkpoints import RelayLedger
+from write_side.checkpoints import Checkpoint, RelayLedger
 from write_side.deadlines import Deadlines
 from write_side.gather import Gatherer
 from write_side.relay import Relay, _command
@@ -156,12 +156,22 @@ _begin = Sagas.begin
 # --- Checkpoints that move too early ----------------------------------------------------------------------------------
 
 
-async def _move_then_publish(relay: Relay, ledger: RelayLedger, stretch: Sequence[StoredFact]) -> None:
+async def _follow_at_hand(relay: Relay, ledger: RelayLedger) -> None:
+    _at_hand[id(relay)] = ledger
+    await _follow(relay, ledger)
+
+
+async def _move_then_publish(relay: Relay, stretch: Sequence[StoredFact]) -> None:
     done = relay.checkpoints[checkpoints.FACTS]
     new = [stored for stored in stretch if stored.position > done.position]
     if new:
-        await relay._move(ledger, checkpoints.FACTS, new[-1].position, done.log_head)
+        relay._move({checkpoints.FACTS: Checkpoint(new[-1].position, done.log_head)})
+        await relay._save(_at_hand[id(relay)])
         await relay.bus.publish(FACTS, cloud_events(new, "/lookup"), stretch_headers(done.position, new[-1].position))
+
+
+_at_hand: dict[int, RelayLedger] = {}
+_follow = Relay._follow
 
 
 async def _checkpoint_then_views(projector: Projector, folded: Folded, position: int, fact_hash: str) -> None:
@@ -180,6 +190,9 @@ MUTANTS = (
     Mutant("a repeated submission restarts a finished job", ((Sagas, "begin", _begin_again),)),
     Mutant("the outcome is acknowledged before it is appended", ((Gatherer, "gather", _acknowledge_first),)),
     Mutant("last outcome wins", ((Gatherer, "_decide", _decide_last_wins),)),
-    Mutant("the checkpoint moves before the publish is confirmed", ((Relay, "_relay_facts", _move_then_publish),)),
+    Mutant(
+        "the checkpoint moves before the publish is confirmed",
+        ((Relay, "_follow", _follow_at_hand), (Relay, "_tell_facts", _move_then_publish)),
+    ),
     Mutant("the projector's checkpoint is written before its views", ((Projector, "_commit_views", _checkpoint_then_views),)),
 )

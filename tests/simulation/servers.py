@@ -236,6 +236,10 @@ class LinkedBus:
         self._watch.tried(queue, body)
         await self._link.call(lambda: self._broker.accept(sender, queue, body, headers or {}), BusUnavailable)
 
+    async def publish_each(self, bodies: Mapping[Queue, bytes]) -> None:
+        """Each message has a fate of its own."""
+        await asyncio.gather(*(self.publish(queue, body) for queue, body in bodies.items()))
+
     def subscribe(self, queue: Queue, *, in_hand_max: int) -> "LinkedInbox":
         inbox = self._broker.subscribe(queue, in_hand_max=in_hand_max)
         self._inboxes.append(inbox)

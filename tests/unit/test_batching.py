@@ -70,6 +70,29 @@ async def test_an_item_alone_does_not_wait_for_others() -> None:
     assert slow.batches == [[1], [2]]
 
 
+async def test_an_item_that_may_wait_alone_goes_down_with_what_comes_meanwhile() -> None:
+    slow = Slow()
+    slow.let_through()
+    batcher: Batcher[int, int] = Batcher(slow.flush, batch_max=10, alone_s=0.05)
+
+    first = asyncio.ensure_future(batcher.add(1))
+    await asyncio.sleep(0.01)
+    assert [*await asyncio.gather(first, batcher.add(2))] == [10, 20]
+
+    assert slow.batches == [[1, 2]]
+
+
+async def test_items_that_come_together_wait_for_nobody() -> None:
+    slow = Slow()
+    slow.let_through()
+    batcher: Batcher[int, int] = Batcher(slow.flush, batch_max=10, alone_s=60.0)
+
+    async with asyncio.timeout(PATIENCE_S):
+        assert [*await asyncio.gather(batcher.add(1), batcher.add(2))] == [10, 20]
+
+    assert slow.batches == [[1, 2]]
+
+
 async def test_what_comes_during_a_flush_goes_down_together_in_order_up_to_the_bound() -> None:
     slow = Slow()
     batcher = Batcher(slow.flush, batch_max=4)

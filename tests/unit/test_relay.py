@@ -5,11 +5,15 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from uuid import UUID
 
+import pytest
+from uuid_utils.compat import uuid7
+
 from events.bus import COMMANDS, FACTS, Bus, BusUnavailable, Queue
 from events.facts import Priority
 from events.memory import MemoryBus
 from tests.builders import GEOIP, NOW, PING, RDAP, Clock, dispatched, eventually, given, memory_store, submitted
 from write_side import checkpoints
+from write_side import relay as module
 from write_side.checkpoints import Checkpoint
 from write_side.memory import MemoryLedgers
 from write_side.relay import CheckpointAhead, Relay
@@ -81,7 +85,7 @@ async def test_one_queue_that_takes_nothing_holds_up_nobody() -> None:
         await eventually(lambda: relaying.stands_at() == 2)
 
     assert relaying.waiting() == {LANES[PING], LANES[GEOIP]}
-    assert relaying.bus.refused == 3
+    assert relaying.bus.refused == 1 + 3, "once among the others, and then alone"
 
 
 async def test_a_broker_that_goes_down_halfway_is_not_taken_for_a_bad_queue() -> None:
@@ -151,3 +155,50 @@ async def test_a_relay_that_has_ended_does_nothing_any_more() -> None:
         await eventually(lambda: bus.asked)
 
     assert bus.let_go
+
+
+async def test_a_relay_that_is_stopped_has_saved_how_far_it_came(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not saved is published again, and looked up again."""
+    monkeypatch.setattr(module, "SAVE_AFTER_S", 3600.0)
+    relaying = Relaying(Ailing(broken=set()))
+    await relaying.begin()
+
+    async with relaying.running(relaying.bus):
+        await eventually(lambda: relaying.waiting() == set(LANES.values()) and bool(relaying.bus.waiting(FACTS.name)))
+        assert relaying.stands_at() == 0
+
+    assert {name: one.position for name, one in relaying.ledgers.checkpoints.items()} == {"commands": 2, "facts": 2}
+
+
+async def test_what_left_is_saved_though_the_rest_does_not_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each start would else publish all commands once more, for as long as the queue of the facts is bad."""
+    monkeypatch.setattr(module, "SAVE_AFTER_S", 3600.0)
+    relaying = Relaying(Ailing(broken={FACTS}))
+    await relaying.begin()
+
+    async with relaying.running(relaying.bus) as relay:
+        await eventually(relay.done)
+
+    assert isinstance(relay.exception(), BusUnavailable)
+    assert {name: one.position for name, one in relaying.ledgers.checkpoints.items()} == {"commands": 2, "facts": 0}
+
+
+async def test_what_is_published_is_saved_after_a_moment_of_quiet_and_under_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SAVE_AFTER_S", 0.2)
+    relaying = Relaying(Ailing(broken=set()))
+    await relaying.begin()
+    loop = asyncio.get_running_loop()
+
+    async with relaying.running(relaying.bus):
+        await eventually(lambda: relaying.stands_at() == 2)
+        busy_until = loop.time() + 2.0
+        appended = 2
+        while loop.time() < busy_until and relaying.stands_at() == 2:
+            job_id = uuid7()
+            await given(relaying.store, submitted(*LANES, job_id=job_id), dispatched(*LANES, job_id=job_id), job_id=job_id)
+            appended += 2
+            await asyncio.sleep(0.01)
+        saved_under_load = relaying.stands_at()
+        await eventually(lambda: relaying.stands_at() == appended)
+
+    assert saved_under_load > 2
