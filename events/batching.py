@@ -31,8 +31,8 @@ class Batcher(Generic[Item, Answer]):
 
     `flush` gets 1 to `batch_max` items and returns one answer for each, in order; an answer that is an exception is raised
     to its own caller only, an exception raised by `flush` to all of them. A caller that gives up does not pull its item out
-    of a flush. At most `waiting_max` items wait; one more raises `Overloaded`. The first item waits for `alone_s` if no other
-    came in the same step of the loop.
+    of a flush. At most `waiting_max` items wait; one more raises `Overloaded`. After an idle time the first flush waits for
+    `linger_s`, unless `enough` items came in one step of the loop.
     """
 
     def __init__(
@@ -41,12 +41,14 @@ class Batcher(Generic[Item, Answer]):
         *,
         batch_max: int,
         waiting_max: int = 10_000,
-        alone_s: float = 0.0,
+        linger_s: float = 0.0,
+        enough: int = 2,
     ) -> None:
         self._flush = flush
         self._batch_max = batch_max
         self._waiting_max = waiting_max
-        self._alone_s = alone_s
+        self._linger_s = linger_s
+        self._enough = enough
         self._waiting: list[_Waiting[Item, Answer]] = []
         self._flusher: asyncio.Task[None] | None = None
 
@@ -85,8 +87,8 @@ class Batcher(Generic[Item, Answer]):
 
     async def _flush_all(self) -> None:
         try:
-            if self._alone_s and len(self._waiting) == 1:
-                await asyncio.sleep(self._alone_s)
+            if self._linger_s and len(self._waiting) < self._enough:
+                await asyncio.sleep(self._linger_s)
             while batch := self._next_batch():
                 await self._flush_batch(batch)
         finally:

@@ -166,11 +166,10 @@ class RabbitBus:
 
     async def _publish(self, queue: Queue, body: bytes, headers: Mapping[str, Any]) -> None:
         await self._broker.publish(
-            body,
+            # What FastStream would add to a body (its type, the time, a correlation) nobody of ours reads.
+            aio_pika.Message(body, headers=dict(headers), delivery_mode=aio_pika.DeliveryMode.PERSISTENT),
             exchange=_exchange(queue),
             routing_key=EVERY_EVENT.replace("#", "facts") if queue.exchange else queue.name,
-            headers=dict(headers),
-            persist=True,
             mandatory=True,
             timeout=CONFIRM_TIMEOUT_S,
         )

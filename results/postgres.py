@@ -13,12 +13,12 @@ from psycopg_pool import AsyncConnectionPool
 
 from events.batching import Batcher, Overloaded
 from events.connections import BoundedAsyncConnection
-from events.facts import ResultReference
+from events.facts import ResultReference, Service
 from results.documents import DOCUMENT_BYTES_MAX, ResultsUnavailable, reference_to
 
 GROUP_MAX = 100
-ALONE_S = 0.001
-"""RabbitMQ hands a job's commands out within a part of a millisecond, not at once. A result of them that went ahead alone would
+LINGER_S = 0.001
+"""RabbitMQ hands a job's commands out within a part of a millisecond, not at once. A result of them that went ahead would
 make a write, a message, a decision, a stretch and a commit of the views more."""
 CONNECT_TIMEOUT_S = 2.0
 RECONNECT_S = 1.0
@@ -56,7 +56,9 @@ class PostgresDocuments:
             kwargs={"connect_timeout": 2},
             name="results",
         )
-        self._puts: Batcher[tuple[str, bytes], None] = Batcher(self._put_group, batch_max=GROUP_MAX, alone_s=ALONE_S)
+        self._puts: Batcher[tuple[str, bytes], None] = Batcher(
+            self._put_group, batch_max=GROUP_MAX, linger_s=LINGER_S, enough=len(Service)
+        )
         self._compressor = zstandard.ZstdCompressor(level=3)
         self._decompressor = zstandard.ZstdDecompressor()
         self._just_stored = _JustStored(JUST_STORED_BYTES_MAX)

@@ -70,22 +70,23 @@ async def test_an_item_alone_does_not_wait_for_others() -> None:
     assert slow.batches == [[1], [2]]
 
 
-async def test_an_item_that_may_wait_alone_goes_down_with_what_comes_meanwhile() -> None:
+async def test_the_first_items_may_wait_a_moment_for_what_comes_then() -> None:
     slow = Slow()
     slow.let_through()
-    batcher: Batcher[int, int] = Batcher(slow.flush, batch_max=10, alone_s=0.05)
+    batcher: Batcher[int, int] = Batcher(slow.flush, batch_max=10, linger_s=0.05, enough=4)
 
     first = asyncio.ensure_future(batcher.add(1))
+    second = asyncio.ensure_future(batcher.add(2))
     await asyncio.sleep(0.01)
-    assert [*await asyncio.gather(first, batcher.add(2))] == [10, 20]
+    assert [*await asyncio.gather(first, second, batcher.add(3))] == [10, 20, 30]
 
-    assert slow.batches == [[1, 2]]
+    assert slow.batches == [[1, 2, 3]]
 
 
-async def test_items_that_come_together_wait_for_nobody() -> None:
+async def test_enough_items_wait_for_nobody() -> None:
     slow = Slow()
     slow.let_through()
-    batcher: Batcher[int, int] = Batcher(slow.flush, batch_max=10, alone_s=60.0)
+    batcher: Batcher[int, int] = Batcher(slow.flush, batch_max=10, linger_s=60.0, enough=2)
 
     async with asyncio.timeout(PATIENCE_S):
         assert [*await asyncio.gather(batcher.add(1), batcher.add(2))] == [10, 20]
