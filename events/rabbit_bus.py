@@ -73,7 +73,7 @@ class RabbitBus:
         await self._close_quietly()
 
     async def publish(self, queue: Queue, body: bytes, headers: Mapping[str, str] | None = None) -> None:
-        await self._publish_surely(queue, body, headers or {})
+        await self._publish_surely(queue, body, headers or {}, no_queue=(PublishError, DeliveryError))
 
     async def publish_each(self, bodies: Mapping[Queue, bytes]) -> None:
         """As one message, which the broker puts into all of these queues; a reader cuts its own share out of it.
@@ -83,12 +83,15 @@ class RabbitBus:
         """
         first, *others = bodies
         headers = {SHARES: _shares(bodies), "BCC": [queue.name for queue in others]} if others else {}
-        await self._publish_surely(first, b"".join(bodies.values()), headers)
+        # One that was refused, and not returned, is in some of them: it is not published again.
+        await self._publish_surely(first, b"".join(bodies.values()), headers, no_queue=(PublishError,))
 
-    async def _publish_surely(self, queue: Queue, body: bytes, headers: Mapping[str, Any]) -> None:
+    async def _publish_surely(
+        self, queue: Queue, body: bytes, headers: Mapping[str, Any], *, no_queue: tuple[type[Exception], ...]
+    ) -> None:
         try:
             await self._publish(queue, body, headers)
-        except (PublishError, DeliveryError):
+        except no_queue:
             # No queue took it: somebody deleted the queue. Declare it and try again, once. Not at once: RabbitMQ 3.10 takes a
             # moment to tell the consumers, and those of a queue that is made again before that are never sent a message.
             try:
@@ -232,7 +235,7 @@ class RabbitInbox(Arrivals):
         body = _share_of(headers.get(DIED_IN, self._queue_name), shares, message.body) if shares else message.body
         # A quorum queue counts earlier deliveries in a header that is absent the first time.
         delivery_count = int(message.headers.get("x-delivery-count", 0) or 0) + 1  # type: ignore[arg-type]
-        # Of our own messages each has a correlation id to itself. What came without any counts as another message each time.
+        # Of our own messages each has an id, which aiormq makes. What came without any counts as another message each time.
         message_id = message.message_id or message.correlation_id or uuid4().hex
         self._arrived.put_nowait(Delivery(body, headers, delivery_count, message, message_id))
 

@@ -35,6 +35,7 @@ COMMANDS_PER_MESSAGE = 20
 QUEUE_TRIES = 3
 EPOCH_INTERVAL_S = 2.0
 REPUBLISH_PAGE = 200
+APART_S = 30.0
 SAVE_AFTER_S = 0.02
 """What was published in so short a time is written down together, and when whoever waits for an answer has it."""
 OPENING_TOPICS = topics_of(JobSubmitted)
@@ -70,6 +71,7 @@ class Relay:
     _log_id: str = ""
     _unsaved: dict[str, Checkpoint] = field(default_factory=dict)
     _save_at: float = 0.0
+    _apart_until: float = 0.0
 
     async def run(self) -> None:
         async with self.open_ledger() as ledger:
@@ -175,10 +177,15 @@ class Relay:
     async def _publish_commands(self, commands: Mapping[Queue, Sequence[LookUp]]) -> None:
         """Publish in small batches, to all queues at once; a queue that takes nothing is tried again alone.
 
-        Raises `BusUnavailable` only when the broker takes nothing at all.
+        Which of them it is, nobody tells: the others get their commands twice then, so for a while each queue is published to
+        on its own. Raises `BusUnavailable` only when the broker takes nothing at all.
         """
         rounds = _rounds_of(commands)
-        refused = await _not_taken(self.bus.publish_each(bodies) for bodies in rounds)
+        clock = asyncio.get_running_loop().time
+        if clock() < self._apart_until:
+            refused = list(range(len(rounds)))
+        elif refused := await _not_taken(self.bus.publish_each(bodies) for bodies in rounds):
+            self._apart_until = clock() + APART_S
         messages = [message for at in refused for message in rounds[at].items()]
         takes_some = len(refused) < len(rounds)
         for attempt in range(1, QUEUE_TRIES + 1):

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from uuid import UUID
 
 import pytest
@@ -73,6 +74,9 @@ class Relaying:
     def stands_at(self) -> int:
         return self.ledgers.checkpoints[checkpoints.COMMANDS].position
 
+    def has_come_to(self, position: int) -> bool:
+        return self.stands_at() == position
+
     def waiting(self) -> set[Queue]:
         return {queue for queue in LANES.values() if self.bus.waiting(queue.name)}
 
@@ -86,6 +90,21 @@ async def test_one_queue_that_takes_nothing_holds_up_nobody() -> None:
 
     assert relaying.waiting() == {LANES[PING], LANES[GEOIP]}
     assert relaying.bus.refused == 1 + 3, "once among the others, and then alone"
+
+
+async def test_a_queue_that_takes_nothing_costs_the_others_one_repetition() -> None:
+    """Nobody tells which of several queues refused; each command that comes twice is looked up twice."""
+    relaying = Relaying(Ailing(broken={LANES[RDAP]}))
+    await relaying.begin()
+
+    async with relaying.running(relaying.bus):
+        for reached in (2, 4, 6):
+            await eventually(partial(relaying.has_come_to, reached))
+            job_id = uuid7()
+            await given(relaying.store, submitted(*LANES, job_id=job_id), dispatched(*LANES, job_id=job_id), job_id=job_id)
+        await eventually(lambda: relaying.stands_at() == 8)
+
+    assert [len(relaying.bus.waiting(LANES[service].name)) for service in (PING, GEOIP)] == [4 + 1, 4]
 
 
 async def test_a_broker_that_goes_down_halfway_is_not_taken_for_a_bad_queue() -> None:
