@@ -31,8 +31,8 @@ class Batcher(Generic[Item, Answer]):
 
     `flush` gets 1 to `batch_max` items and returns one answer for each, in order; an answer that is an exception is raised
     to its own caller only, an exception raised by `flush` to all of them. A caller that gives up does not pull its item out
-    of a flush. At most `waiting_max` items wait; one more raises `Overloaded`. After an idle time the first flush waits for
-    `linger_s`, unless `enough` items came in one step of the loop.
+    of a flush. At most `waiting_max` items wait; one more raises `Overloaded`. After an idle time the first flush waits until
+    `enough` items have come, but for `linger_s` at most.
     """
 
     def __init__(
@@ -49,6 +49,7 @@ class Batcher(Generic[Item, Answer]):
         self._waiting_max = waiting_max
         self._linger_s = linger_s
         self._enough = enough
+        self._has_enough = asyncio.Event()
         self._waiting: list[_Waiting[Item, Answer]] = []
         self._flusher: asyncio.Task[None] | None = None
 
@@ -81,6 +82,8 @@ class Batcher(Generic[Item, Answer]):
             raise Overloaded
         waiting = _Waiting(item, future)
         self._waiting.append(waiting)
+        if len(self._waiting) >= self._enough:
+            self._has_enough.set()
         if self._flusher is None:
             self._flusher = asyncio.create_task(self._flush_all())
         return waiting
@@ -88,7 +91,8 @@ class Batcher(Generic[Item, Answer]):
     async def _flush_all(self) -> None:
         try:
             if self._linger_s and len(self._waiting) < self._enough:
-                await asyncio.sleep(self._linger_s)
+                self._has_enough.clear()
+                await happens_within(self._has_enough, self._linger_s)
             while batch := self._next_batch():
                 await self._flush_batch(batch)
         finally:

@@ -83,6 +83,20 @@ async def test_the_first_items_may_wait_a_moment_for_what_comes_then() -> None:
     assert slow.batches == [[1, 2, 3]]
 
 
+async def test_nobody_waits_longer_than_until_enough_have_come() -> None:
+    slow = Slow()
+    slow.let_through()
+    batcher: Batcher[int, int] = Batcher(slow.flush, batch_max=10, linger_s=60.0, enough=2)
+
+    first = asyncio.ensure_future(batcher.add(1))
+    await asyncio.sleep(0.01)
+    assert slow.batches == []
+    async with asyncio.timeout(PATIENCE_S):
+        assert [await batcher.add(2), await first] == [20, 10]
+
+    assert slow.batches == [[1, 2]]
+
+
 async def test_enough_items_wait_for_nobody() -> None:
     slow = Slow()
     slow.let_through()
