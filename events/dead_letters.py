@@ -16,6 +16,8 @@ MESSAGE = "dead-letter-message"
 ITEM = "dead-letter-item"
 DELIVERIES = "dead-letter-deliveries"
 DIED_AT = "dead-letter-died-at"
+DIED_IN = "x-first-death-queue"
+"""RabbitMQ's own word for it, on what it gave up on itself."""
 _OURS = (QUEUE, REASON, MESSAGE, ITEM, DELIVERIES, DIED_AT)
 _TRANSPORTS = ("x-", "correlation_id", "message_id", "reply_to")
 

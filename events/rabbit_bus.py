@@ -22,6 +22,7 @@ from faststream.rabbit.schemas.queue import QuorumQueueArgs
 
 from events.acknowledging import Acknowledgements
 from events.bus import ALL_QUEUES, DEAD_LETTERS, DELIVERY_LIMIT, EVENTS_EXCHANGE, Arrivals, BusUnavailable, Delivery, Queue
+from events.dead_letters import DIED_IN
 
 if TYPE_CHECKING:
     from faststream.rabbit.subscriber.usecase import RabbitSubscriber
@@ -35,7 +36,6 @@ DECLARE_AFTER_S = 1.0
 STOP_S = 5.0
 EVERY_EVENT = "lookup.#"
 SHARES = "shares"
-DIED_IN = "x-first-death-queue"
 STEPS_OF_A_DELIVERY = 3
 """In so many steps of the loop a delivery comes from the connection to us: through a task of aiormq's and one of aio-pika's.
 

@@ -41,7 +41,6 @@ _KNOWN_QUEUES = {queue.name for queue in ALL_QUEUES}
 _COMMAND_QUEUES = {queue.name for queue in COMMANDS.values()}
 _QUEUES_OF_LINES = _COMMAND_QUEUES | {OUTCOMES.name}
 # What RabbitMQ writes on a message that it puts aside itself.
-_RABBIT_QUEUE = "x-first-death-queue"
 _RABBIT_REASON = "x-first-death-reason"
 _RABBIT_TOO_OFTEN = "delivery_limit"
 
@@ -101,7 +100,7 @@ class Drain:
 def letters_of(delivery: Delivery, now: datetime) -> list[Keep]:
     """The letters of a delivery: more than one, if a transport gave up on a whole batch."""
     headers = delivery.headers
-    queue = headers.get(written.QUEUE) or headers.get(_RABBIT_QUEUE)
+    queue = headers.get(written.QUEUE) or headers.get(written.DIED_IN)
     name = queue if queue in _KNOWN_QUEUES else UNKNOWN_QUEUE
     first = _whole_number(headers.get(written.ITEM)) or 0
     bodies = delivery.body.split(b"\n") if name in _QUEUES_OF_LINES else [delivery.body]

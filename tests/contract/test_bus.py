@@ -134,22 +134,6 @@ async def test_what_was_acknowledged_at_the_last_moment_does_not_come_again(open
     assert [delivery.body for delivery in await take(inbox, 1)] == [b"new"]
 
 
-async def test_draining_waits_until_the_broker_knows_what_was_acknowledged(open_bus: OpenBus) -> None:
-    """Then it is not handed out again, whatever becomes of us."""
-    bus = open_bus()
-    inbox = bus.subscribe(OUTCOMES, in_hand_max=1)
-    await bus.start()
-    await bus.publish(OUTCOMES, b"first")
-    await bus.publish(OUTCOMES, b"second")
-    taken = await take(inbox, 1)
-    await inbox.ack(taken)
-
-    await inbox.drain()
-
-    # Of two, one may be in hand: the second comes because the broker has been told of the first.
-    assert {delivery.body for delivery in [*taken, *await take(inbox, 1)]} == {b"first", b"second"}
-
-
 async def test_no_more_than_the_bound_is_in_hand(open_bus: OpenBus) -> None:
     bus = open_bus()
     inbox = bus.subscribe(OUTCOMES, in_hand_max=3)

@@ -2,11 +2,14 @@
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aio_pika
 import pytest
 
+from events import acknowledging
 from events.bus import ALL_QUEUES, COMMANDS, DEAD_LETTERS, DELIVERY_LIMIT, OUTCOMES, BusUnavailable, Delivery, Inbox, Queue
 from events.facts import Priority, Service
 from events.rabbit_bus import RabbitBus
@@ -116,12 +119,36 @@ async def one(inbox: Inbox) -> Delivery:
     return delivery
 
 
-async def test_of_a_message_for_several_queues_the_share_that_died_is_a_dead_letter(rabbitmq_vhost_url: str) -> None:
-    geoip, rdap, ping = command_queues()
-    bus = RabbitBus(rabbitmq_vhost_url)
-    letters = bus.subscribe(DEAD_LETTERS, in_hand_max=4)
+@asynccontextmanager
+async def reading(rabbitmq_url: str, queue: Queue) -> AsyncIterator[tuple[RabbitBus, Inbox]]:
+    bus = RabbitBus(rabbitmq_url)
+    inbox = bus.subscribe(queue, in_hand_max=4)
     await bus.start()
     try:
+        yield bus, inbox
+    finally:
+        await bus.stop()
+
+
+async def test_what_was_drained_does_not_come_again_though_we_die(
+    rabbitmq_vhost_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(acknowledging, "PAUSE_S", 0.5)
+    async with reading(rabbitmq_vhost_url, OUTCOMES) as (bus, inbox):
+        await bus.publish(OUTCOMES, b"done")
+        await inbox.ack([await one(inbox)])
+
+        await inbox.drain()
+        await bus._connection.close()
+
+    async with reading(rabbitmq_vhost_url, OUTCOMES) as (bus, inbox):
+        await bus.publish(OUTCOMES, b"new")
+        assert (await one(inbox)).body == b"new"
+
+
+async def test_of_a_message_for_several_queues_the_share_that_died_is_a_dead_letter(rabbitmq_vhost_url: str) -> None:
+    geoip, rdap, ping = command_queues()
+    async with reading(rabbitmq_vhost_url, DEAD_LETTERS) as (bus, letters):
         await bus.publish_each({geoip: b"for geoip", rdap: b"for rdap", ping: b"for ping"})
         connection = await aio_pika.connect(rabbitmq_vhost_url)
         async with connection, connection.channel() as channel:
@@ -135,30 +162,20 @@ async def test_of_a_message_for_several_queues_the_share_that_died_is_a_dead_let
         letter = await one(letters)
 
         assert (letter.body, letter.headers["x-first-death-queue"]) == (b"for rdap", rdap.name)
-    finally:
-        await bus.stop()
 
 
 @pytest.mark.parametrize("shares", ["", "lookup.outcomes", "lookup.outcomes=x", "=", "elsewhere=3", "lookup.outcomes=-1"])
 async def test_shares_that_nobody_of_ours_wrote_hide_nothing(shares: str, rabbitmq_vhost_url: str) -> None:
-    bus = RabbitBus(rabbitmq_vhost_url)
-    inbox = bus.subscribe(OUTCOMES, in_hand_max=4)
-    await bus.start()
-    try:
+    async with reading(rabbitmq_vhost_url, OUTCOMES) as (bus, inbox):
         await bus.publish(OUTCOMES, b"by a stranger", {"shares": shares})
 
         assert (await one(inbox)).body == b"by a stranger"
-    finally:
-        await bus.stop()
 
 
 async def test_one_queue_of_several_that_is_missing_is_told_by_the_epoch(rabbitmq_vhost_url: str) -> None:
     """The broker says nothing of it, as the others took the message."""
     geoip, rdap, ping = command_queues()
-    bus = RabbitBus(rabbitmq_vhost_url)
-    inbox = bus.subscribe(ping, in_hand_max=4)
-    await bus.start()
-    try:
+    async with reading(rabbitmq_vhost_url, ping) as (bus, inbox):
         await bus.read_epoch()
         await bus.write_epoch("log-1")
         connection = await aio_pika.connect(rabbitmq_vhost_url)
@@ -169,5 +186,3 @@ async def test_one_queue_of_several_that_is_missing_is_told_by_the_epoch(rabbitm
 
         assert (await one(inbox)).body == b"for ping"
         assert await bus.read_epoch() is None
-    finally:
-        await bus.stop()
