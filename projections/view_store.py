@@ -19,7 +19,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from projections.folding import Folded
-from projections.views import ARRANGE, BEGIN, COMMIT, DEADLINES, DUE, LEAD, STANDING, Keys
+from projections.views import ARRANGE, BEGIN, COMMIT, DEADLINES, DUE, JOB_STATUS, LEAD, STANDING, Keys
 from projections.writes import Count, Expire, KeepLast, Put, Rank, Remove, Unrank, UnrankBelow, Write
 
 LEASE_MS = 5_000
@@ -111,6 +111,11 @@ class Move:
         """What is told on `Keys.moved`: the checkpoint and the jobs that ended; nothing when it has not moved."""
         return "" if self.position == self.stood_at else " ".join([str(self.position), *map(str, self.folded.ended)])
 
+    @property
+    def ended_alone(self) -> str:
+        """The job that ended, when it was only one: its view is told as well, so that who waits need not ask for it."""
+        return str(self.folded.ended[0]) if len(self.folded.ended) == 1 else ""
+
 
 @dataclass(frozen=True, slots=True)
 class Change:
@@ -189,7 +194,7 @@ class RedisViews:
         return bool(await self._begin(keys=keys, args=[fence, uuid4().hex, generation, log_id, *versions]))
 
     async def commit(self, move: Move) -> Verdict:
-        return await self.commit_under(self.keys.lease, self.keys.roster, move, LEASE_MS, message=move.message)
+        return await self.commit_under(self.keys.lease, self.keys.roster, move, LEASE_MS, shown=True)
 
     async def arrange(self, fence: str, roster: str, changes: Sequence[Change]) -> Verdict:
         own = self.keys
@@ -211,8 +216,8 @@ class RedisViews:
             if self._cursor == 0:
                 await self.redis.srem(self.keys.dropped, self._sweeping)
 
-    async def commit_under(self, lease: str, known: str, move: Move, lease_ms: int, *, message: str = "") -> Verdict:
-        """`commit` under another lease. `known` is the key whose value `move.roster` tells."""
+    async def commit_under(self, lease: str, known: str, move: Move, lease_ms: int, *, shown: bool = False) -> Verdict:
+        """`commit` under another lease. `known` is the key whose value `move.roster` tells; `shown`: readers are told."""
         names = list(move.folded.writes)
         writes = list(encoded(move.folded.writes))
         fed: list[str | int] = []
@@ -220,7 +225,7 @@ class RedisViews:
             held = "".join("1" if name in one.views else "0" for name in names)
             fed += [f"{self.keys.prefix}{one.name}", one.checkpoint, held]
         answer = await self._commit(
-            keys=[lease, known],
+            keys=[lease, known, self.keys.live],
             args=[
                 move.fence,
                 move.roster,
@@ -234,8 +239,11 @@ class RedisViews:
                 move.folded.until_s,
                 lease_ms,
                 self.keys.moved,
-                message,
+                move.message if shown else "",
                 EXPIRE_MAX + sum(map(len, move.folded.writes.values())),
+                self.keys.prefix,
+                JOB_STATUS,
+                move.ended_alone,
                 len(names),
                 *names,
                 len(move.fed),

@@ -196,7 +196,11 @@ class Keys:
 
     @property
     def moved(self) -> str:
-        """The channel that tells each new checkpoint, and the ids of the jobs that ended with it: only their views expire."""
+        """The channel that tells each new checkpoint, and the ids of the jobs that ended with it: only their views expire.
+
+        When one job ended alone, its view follows as it is shown now: after a space and a newline, the version of the view, a
+        newline, and what lies under the job's key.
+        """
         return f"{self.prefix}moved"
 
     def meta(self, generation: str) -> str:
@@ -360,10 +364,11 @@ end
 
 COMMIT = (
     """
--- Moves the views and checkpoints of all generations that are fed in one step, or nothing. KEYS: lease, roster.
+-- Moves the views and checkpoints of all generations that are fed in one step, or nothing. KEYS: lease, roster, live.
 -- ARGV: fence, roster, log id, expected checkpoint, new checkpoint, its hash, complete, caught up until (ms), now (ms),
--- the log's time (s), lease (ms), channel, its message ('' = none), how many keys may expire, number of views, their names,
--- number of generations, then for each: base of its keys, its checkpoint, which views it holds ('101'); then the writes.
+-- the log's time (s), lease (ms), channel, its message ('' = none), how many keys may expire, key prefix, a view of jobs, the
+-- job whose view is told with the message ('' = none), number of views, their names, number of generations, then for each:
+-- base of its keys, its checkpoint, which views it holds ('101'); then the writes.
 -- A generation whose checkpoint is not the expected one is ahead: it is passed by until the others have come there.
 local first, names = 0, {}
 """
@@ -371,8 +376,8 @@ local first, names = 0, {}
     + """
 if call('GET', KEYS[1]) ~= ARGV[1] then return 'fenced' end
 if call('GET', KEYS[2]) ~= ARGV[2] then return 'generation' end
-local at = 16 + tonumber(ARGV[15])
-for number = 16, at - 1 do names[#names + 1] = ':' .. ARGV[number] end
+local at = 19 + tonumber(ARGV[18])
+for number = 19, at - 1 do names[#names + 1] = ':' .. ARGV[number] end
 local generations = tonumber(ARGV[at])
 first = at + 1 + 3 * generations
 for number = at + 1, first - 1, 3 do
@@ -390,7 +395,17 @@ for number = at + 1, first - 1, 3 do
   end
 end
 call('PEXPIRE', KEYS[1], ARGV[11])
-if ARGV[13] ~= '' then call('PUBLISH', ARGV[12], ARGV[13]) end
+if ARGV[13] ~= '' then
+  local message = ARGV[13]
+  local generation = ARGV[17] ~= '' and call('HGET', KEYS[3], ARGV[16])
+  if generation then
+    local base = ARGV[15] .. generation
+    local document = call('GET', base .. ':' .. ARGV[16] .. ':' .. ARGV[17])
+    local version = call('HGET', base .. ':meta', 'view:' .. ARGV[16])
+    if document then message = message .. ' \\n' .. (version or '') .. '\\n' .. document end
+  end
+  call('PUBLISH', ARGV[12], message)
+end
 return 'ok'
 """
 )

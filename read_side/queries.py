@@ -76,6 +76,23 @@ class _Seen:
     document: bytes | None
 
 
+@dataclass(slots=True, eq=False)
+class _Waiter:
+    """Somebody who waits: for a job's end, or for any move.
+
+    `told` is the job as it ended, if the projector has told that too. Who waits has looked first, and a look shows an end that
+    was told before: so this is newer than what they saw.
+    """
+
+    moved: asyncio.Event = field(default_factory=asyncio.Event)
+    told: Answer | None = None
+
+    async def next_move(self) -> None:
+        """A message can be lost while the listener connects again, so nobody relies on it for longer than a moment."""
+        await happens_within(self.moved, LOOK_AGAIN_S)
+        self.moved.clear()
+
+
 @dataclass
 class JobQueries:
     """Reads views. `start` listens for the projector's moves, so that waiting readers wake at once."""
@@ -87,7 +104,7 @@ class JobQueries:
     def __post_init__(self) -> None:
         self._get_jobs = self.redis.register_script(GET_JOBS)
         self._looks: Batcher[UUID, _Seen] = Batcher(self._look_at, batch_max=LOOKS_MAX)
-        self._waiting: dict[str, set[asyncio.Event]] = {}
+        self._waiting: dict[str, set[_Waiter]] = {}
         self._waiters = 0
         self._letting_go = False
         self._listener: asyncio.Task[None] | None = None
@@ -98,9 +115,9 @@ class JobQueries:
     def let_go(self) -> None:
         """We are about to stop: who waits for a job's end is told how far it is."""
         self._letting_go = True
-        for events in self._waiting.values():
-            for event in events:
-                event.set()
+        for waiters in self._waiting.values():
+            for waiter in waiters:
+                waiter.moved.set()
 
     async def stop(self) -> None:
         if self._listener is not None:
@@ -116,29 +133,30 @@ class JobQueries:
         if seen.document is None and not self._is_known_absent(job_id, seen):
             seen = await self._wait_for(job_id, seen, asked_ms)
         if seen.document is not None:
-            position, _, body = seen.document.partition(b"\n")
-            return Answer(body, f'"{seen.version}-{position.decode()}"')
+            return _answer(seen.version, seen.document)
         if self._is_known_absent(job_id, seen) or _has_all_until(asked_ms, seen):
             return None
         raise ViewsRebuilding
 
     async def ended_job(self, job_id: UUID, within_s: float) -> Answer | None:
         """Like `job`, but waits until the job has ended, for `within_s` at most. Who waits too many is answered at once."""
-        with self._listening(job_id) as moved:
+        with self._listening(job_id) as waiter:
             asked_ms, seen = self._now_ms(), await self._look(job_id)
-            if moved is None:
+            if waiter is None:
                 return await self._answer(job_id, seen, asked_ms)
             if seen.document is None and not self._is_known_absent(job_id, seen):
                 # It has just been taken on. Who waits for its end need not see it begin, if that is all that there is to see.
-                await happens_within(moved, min(within_s, BEGUN_S))
-                moved.clear()
+                await happens_within(waiter.moved, min(within_s, BEGUN_S))
+                waiter.moved.clear()
+                if waiter.told is not None:
+                    return waiter.told
                 seen = await self._look(job_id)
             answer = await self._answer(job_id, seen, asked_ms)
             with suppress(TimeoutError):
                 async with asyncio.timeout(within_s):
                     while answer is not None and not answer.ended and not self._letting_go:
-                        await _next_move(moved)
-                        answer = await self.job(job_id)
+                        await waiter.next_move()
+                        answer = waiter.told or await self.job(job_id)
             return answer
 
     async def reached(self, position: int, within_s: float) -> None:
@@ -146,13 +164,13 @@ class JobQueries:
 
         They do not go back behind it: what is asked after this is answered of this position or a later one.
         """
-        with self._listening(None) as moved:
+        with self._listening(None) as waiter:
             try:
                 async with asyncio.timeout(within_s):
                     while (await self._look(_NO_JOB)).checkpoint < position:
-                        if moved is None or self._letting_go:
+                        if waiter is None or self._letting_go:
                             raise ViewBehind
-                        await _next_move(moved)
+                        await waiter.next_move()
             except TimeoutError:
                 raise ViewBehind from None
 
@@ -171,32 +189,32 @@ class JobQueries:
 
     async def _wait_for(self, job_id: UUID, seen: _Seen, asked_ms: int) -> _Seen:
         """Look again at each move of the projector until it has come past our question, for `WAIT_MAX_S` at most."""
-        with self._listening(None) as moved:
-            if moved is None:
+        with self._listening(None) as waiter:
+            if waiter is None:
                 return seen
             try:
                 async with asyncio.timeout(WAIT_MAX_S):
                     while seen.document is None and not _has_all_until(asked_ms, seen):
-                        await _next_move(moved)
+                        await waiter.next_move()
                         seen = await self._look(job_id)
             except TimeoutError:
                 seen = await self._look(job_id)
         return seen
 
     @contextmanager
-    def _listening(self, what: UUID | None) -> Iterator[asyncio.Event | None]:
-        """An event that is set when this job ends (None: at each move of any view); None when too many wait already."""
+    def _listening(self, what: UUID | None) -> Iterator[_Waiter | None]:
+        """Is told when this job ends (None: of each move of any view); None when too many wait already."""
         if self._waiters >= WAITERS_MAX:
             yield None
             return
-        key, moved = str(what) if what else ANY_MOVE, asyncio.Event()
-        self._waiting.setdefault(key, set()).add(moved)
+        key, waiter = str(what) if what else ANY_MOVE, _Waiter()
+        self._waiting.setdefault(key, set()).add(waiter)
         self._waiters += 1
         try:
-            yield moved
+            yield waiter
         finally:
             self._waiters -= 1
-            self._waiting[key].discard(moved)
+            self._waiting[key].discard(waiter)
             if not self._waiting[key]:
                 del self._waiting[key]
 
@@ -218,21 +236,30 @@ class JobQueries:
                     while True:
                         message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=1.0)
                         if message is not None:
-                            self._tell(message["data"].decode())
+                            self._tell(message["data"])
             except (RedisError, OSError):
                 await asyncio.sleep(0.5)
 
-    def _tell(self, moved: str) -> None:
+    def _tell(self, message: bytes) -> None:
         """Wake who waits for one of these jobs, or for any move at all."""
-        for key in (ANY_MOVE, *moved.split(" ")[1:]):
-            for event in self._waiting.get(key, ()):
-                event.set()
+        checkpoint_and_ids, _, view = message.partition(b"\n")
+        for key in (ANY_MOVE, *checkpoint_and_ids.decode().split(" ")[1:]):
+            for waiter in self._waiting.get(key, ()):
+                if key and view:
+                    waiter.told = _ended(view)
+                waiter.moved.set()
 
 
-async def _next_move(moved: asyncio.Event) -> None:
-    """A message can be lost while the listener connects again, so nobody relies on it for longer than a moment."""
-    await happens_within(moved, LOOK_AGAIN_S)
-    moved.clear()
+def _answer(version: str, document: bytes) -> Answer:
+    position, _, body = document.partition(b"\n")
+    return Answer(body, f'"{version}-{position.decode()}"')
+
+
+def _ended(view: bytes) -> Answer | None:
+    """A job's view as `Keys.moved` tells it. None if the job has not ended in it: another generation may be shown."""
+    version, _, document = view.partition(b"\n")
+    answer = _answer(version.decode(), document)
+    return answer if answer.ended else None
 
 
 def _has_all_until(asked_ms: int, seen: _Seen) -> bool:

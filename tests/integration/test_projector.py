@@ -29,6 +29,7 @@ from projections.job_views import Terms
 from projections.projector import Projector, Superseded
 from projections.view_store import RedisViews
 from projections.views import DEADLINES, DUE, JOB_STATUS, Keys, document_of
+from read_side.queries import JobQueries
 from results.documents import MemoryDocuments, ResultsUnavailable
 from tests.builders import (
     CAUSE,
@@ -723,19 +724,55 @@ async def shows(views: Views, job_id: UUID) -> None:
 
 
 async def test_the_jobs_that_ended_are_named_to_who_waits_for_them(views: Views) -> None:
-    open_job, ended_job = uuid7(), uuid7()
+    open_job, *ended_jobs = uuid7(), uuid7(), uuid7()
     leader = await views.leading()
     async with views.redis.pubsub() as pubsub:
         await pubsub.subscribe(KEYS.moved)
-        now = _utc_now()  # The view of a job that ended long ago has expired before anybody could read it.
-        await views.happened(*(submitted(PING, job_id=job_id, when=now) for job_id in (open_job, ended_job)))
+        await views.happened(*(submitted(PING, job_id=job_id, when=_utc_now()) for job_id in (open_job, *ended_jobs)))
         await leader.catch_up()
-        end_of_job = job_failed(counts(failed=1), job_id=ended_job, reason="none", when=now)
-        await views.happened(failed(PING, job_id=ended_job, when=now), end_of_job)
+        await views.happened(*(fact for job_id in ended_jobs for fact in end_of(job_id)))
         await leader.catch_up()
         told = [await next_message(pubsub) for _ in range(2)]
 
-    assert told == ["2", f"4 {ended_job}"]
+    assert told == ["3", f"7 {ended_jobs[0]} {ended_jobs[1]}"]
+
+
+async def test_of_a_job_that_ended_alone_its_view_is_told_as_it_is_shown(views: Views) -> None:
+    job_id = uuid7()
+    leader = await views.leading()
+    async with views.redis.pubsub() as pubsub:
+        await pubsub.subscribe(KEYS.moved)
+        await views.happened(submitted(PING, job_id=job_id, when=_utc_now()), *end_of(job_id))
+        await leader.catch_up()
+        told = await next_message(pubsub)
+        answer = await JobQueries(views.redis, _utc_now).job(job_id)
+
+    assert answer is not None
+    assert answer.ended
+    moved, version, position, body = told.split("\n")
+    assert moved == f"3 {job_id} ", "the ids are words, with or without a view behind them"
+    assert (f'"{version}-{position}"', body.encode()) == (answer.etag, answer.body)
+
+
+async def test_told_is_what_is_shown_and_not_what_else_is_fed(views: Views) -> None:
+    job_id = uuid7()
+    leader = await views.leading()
+    await views.redis.hset(KEYS.live, JOB_STATUS, "g0")
+    await views.redis.hset(KEYS.meta("g0"), f"view:{JOB_STATUS}", 77)
+    await views.redis.set(KEYS.job("g0", job_id), b"1\n{}")
+    async with views.redis.pubsub() as pubsub:
+        await pubsub.subscribe(KEYS.moved)
+        await views.happened(submitted(PING, job_id=job_id, when=_utc_now()), *end_of(job_id))
+        await leader.catch_up()
+        told = await next_message(pubsub)
+
+    assert told == f"3 {job_id} \n77\n1\n{{}}"
+
+
+def end_of(job_id: UUID) -> list[JobFact]:
+    """Just now: the view of a job that ended long ago has expired before anybody could read it."""
+    now = _utc_now()
+    return [failed(PING, job_id=job_id, when=now), job_failed(counts(failed=1), job_id=job_id, reason="none", when=now)]
 
 
 async def next_message(pubsub: PubSub) -> str:

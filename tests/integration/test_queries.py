@@ -249,6 +249,50 @@ async def test_who_waits_for_the_end_of_a_new_job_need_not_see_it_begin(board: B
     assert await number_of_looks(board) - looks_before == 2
 
 
+async def test_an_end_that_is_told_whole_is_answered_without_another_look(board: Board) -> None:
+    job_id = uuid7()
+    await board.stands()
+    await board.shows(job_id, UNDER_WAY)
+    asked = asyncio.create_task(board.queries.ended_job(job_id, LONG_WAIT_S))
+    await eventually(lambda: board.queries._waiters == 1)
+    await board.queries.reached(0, LONG_WAIT_S)  # Behind this look, those before it have come back.
+    looks = await number_of_looks(board)
+
+    await board.redis.publish(KEYS.moved, b"14 %b \n3\n14\n%b" % (str(job_id).encode(), ENDED))
+
+    assert await soon(asked) == Answer(ENDED, '"3-14"')
+    assert await number_of_looks(board) == looks
+
+
+async def test_the_end_of_a_new_job_that_is_told_whole_is_answered_without_another_look(board: Board) -> None:
+    job_id = uuid7()
+    await board.stands(caught_up=_utc_now() - timedelta(seconds=1))
+    asked = asyncio.create_task(board.queries.ended_job(job_id, LONG_WAIT_S))
+    await eventually(lambda: board.queries._waiters == 1)
+    await board.queries.reached(0, LONG_WAIT_S)
+    looks = await number_of_looks(board)
+
+    await board.redis.publish(KEYS.moved, b"14 %b \n3\n14\n%b" % (str(job_id).encode(), ENDED))
+
+    assert await soon(asked) == Answer(ENDED, '"3-14"')
+    assert await number_of_looks(board) == looks
+
+
+async def test_a_view_in_which_the_job_has_not_ended_is_not_told_for_its_end(board: Board) -> None:
+    """Another generation may be shown than the one in which it ended."""
+    job_id = uuid7()
+    await board.stands()
+    await board.shows(job_id, UNDER_WAY)
+    asked = asyncio.create_task(board.queries.ended_job(job_id, LONG_WAIT_S))
+    await eventually(lambda: board.queries._waiters == 1)
+
+    await board.redis.publish(KEYS.moved, b"14 %b \n3\n12\n%b" % (str(job_id).encode(), UNDER_WAY))
+    await board.queries.reached(0, LONG_WAIT_S)
+    await board.shows(job_id, ENDED, 15)
+
+    assert await soon(asked) == Answer(ENDED, '"2-15"')
+
+
 async def test_a_new_job_that_nobody_made_is_unknown_to_who_would_wait_for_its_end(board: Board) -> None:
     asked = asyncio.create_task(board.queries.ended_job(uuid7(), LONG_WAIT_S))
     await asyncio.sleep(0)
