@@ -11,20 +11,20 @@ one statement, so the lock is never held by a writer that we wait for.
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 from uuid import UUID
 
 import psycopg
-from eventsourcing.persistence import IntegrityError, PersistenceError
-from eventsourcing.persistence import StoredEvent as LibraryEvent
+from eventsourcing.persistence import PersistenceError
 from eventsourcing.postgres import PostgresApplicationRecorder, PostgresDatastore
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import tuple_row
 from psycopg.sql import SQL, Identifier, Literal
+from psycopg_pool import AsyncConnectionPool
 
 from events.batching import Batcher, Overloaded
-from events.connections import BoundedConnection
+from events.connections import BoundedAsyncConnection, BoundedConnection
 from events.record import StoredFact, Written
 from events.store import AppendUnit, OutcomeUnknown, Scribe, StoreUnavailable, StreamHead, VersionConflict, heads_of
 
@@ -52,11 +52,7 @@ Answers = dict[int, Sequence[StreamHead] | Exception]
 
 
 class LogRecorder(PostgresApplicationRecorder):
-    """The library's tables and reading side; our lock, our way to write rows, and no silent retry.
-
-    The library retries an append after a lost connection. If that connection was lost during the commit, its retry meets
-    its own rows and looks like a version conflict; here the doubt is resolved instead (`committed_positions`).
-    """
+    """The library's tables and reading side, with our lock. Rows are written by `LogWriter`, with the statement from here."""
 
     def __init__(self, datastore: PostgresDatastore) -> None:
         super().__init__(datastore, events_table_name=EVENTS_TABLE)
@@ -65,12 +61,16 @@ class LogRecorder(PostgresApplicationRecorder):
         self.lock_table_statements = [SQL("SELECT {}").format(lock)]
         # The lock is had before the first row comes out of the join, and a row gets its position after that. One parameter
         # per column: the library's array of composites costs a fifth of the processor in dumping it.
-        self._append = SQL(
-            "WITH locked AS MATERIALIZED (SELECT {lock}, pg_notify({channel}, ''))"
-            " INSERT INTO {schema}.{table} (originator_id, originator_version, topic, state)"
-            " SELECT facts.* FROM locked, unnest(%b::uuid[], %b::bigint[], %s::text[], %b::bytea[]) AS facts"
-            " RETURNING notification_id"
-        ).format(lock=lock, channel=Literal(self.channel_name), **table)
+        self.append_statement = (
+            SQL(
+                "WITH locked AS MATERIALIZED (SELECT {lock}, pg_notify({channel}, ''))"
+                " INSERT INTO {schema}.{table} (originator_id, originator_version, topic, state)"
+                " SELECT facts.* FROM locked, unnest(%b::uuid[], %b::bigint[], %s::text[], %b::bytea[]) AS facts"
+                " RETURNING notification_id"
+            )
+            .format(lock=lock, channel=Literal(self.channel_name), **table)
+            .as_bytes(None)
+        )
         self._select_streams = SQL(
             "SELECT notification_id, originator_id, originator_version, topic, state FROM {schema}.{table}"
             " WHERE originator_id = ANY(%b) ORDER BY originator_id, originator_version"
@@ -99,26 +99,6 @@ class LogRecorder(PostgresApplicationRecorder):
             "SELECT notification_id, state FROM {schema}.{table} WHERE originator_id = %b AND originator_version = ANY(%b)"
             " ORDER BY originator_version"
         ).format(**table)
-
-    def insert_events(self, stored_events: Sequence[LibraryEvent], **_: Any) -> Sequence[int]:
-        """Append rows in one statement, which is its own transaction; gives their positions, in order. Never retries.
-
-        So the lock is never held while we are not looking: a writer that is frozen or slow keeps nobody waiting.
-        """
-        with ExitStack() as stack:
-            try:
-                conn = stack.enter_context(self.datastore.get_connection())
-            except PersistenceError as unreached:
-                raise StoreUnavailable("The database cannot be reached.") from unreached
-            curs = stack.enter_context(conn.cursor(binary=True, row_factory=tuple_row))
-            columns = (
-                [event.originator_id for event in stored_events],
-                [event.originator_version for event in stored_events],
-                [event.topic for event in stored_events],
-                [event.state for event in stored_events],
-            )
-            curs.execute(self._append, columns, prepare=True)
-            return [position for (position,) in curs.fetchall()]
 
     def committed_positions(self, rows: Sequence[Written]) -> Sequence[int] | None:
         """The positions of one stream's rows if exactly these rows are in the log, else None.
@@ -164,8 +144,7 @@ class LogRecorder(PostgresApplicationRecorder):
 class LogTail:
     """The last facts that this process appended, without a gap: a relay beside the writer need not ask the database for them.
 
-    Positions are handed out in commit order, so nothing can lie between a position and the next one. One thread appends,
-    another reads: the list is replaced, never changed.
+    Positions are handed out in commit order, so nothing can lie between a position and the next one.
     """
 
     def __init__(self) -> None:
@@ -178,13 +157,63 @@ class LogTail:
         ]
         gapless = positions[-1] - positions[0] == len(positions) - 1
         follows = bool(self._facts) and self._facts[-1].position + 1 == positions[0]
-        self._facts = [*(self._facts[-TAIL_MAX:] if follows else ()), *facts] if gapless else []
+        if not follows:
+            self._facts.clear()
+        if gapless:
+            self._facts += facts
+        del self._facts[:-TAIL_MAX]
 
     def behind(self, after: int, limit: int) -> list[StoredFact]:
         """The facts right behind a position, at most `limit`; nothing when the database must be asked."""
         facts = self._facts
         first = after + 1 - facts[0].position if facts else -1
         return facts[first : first + limit] if first >= 0 else []
+
+
+class LogWriter:
+    """Appends rows to the log in one statement, which is its own transaction, on a connection of its own.
+
+    So the lock is never held while we are not looking: a writer that is frozen or slow keeps nobody waiting. Nor is anything
+    tried twice. (The library retries after a lost connection. If that was lost during the commit, the retry meets its own rows
+    and looks like a version conflict; here the doubt is resolved instead, `committed_positions`.)
+    """
+
+    def __init__(self, database_url: str) -> None:
+        self._pool = AsyncConnectionPool(
+            _with_limits(database_url, LIMITS),
+            min_size=1,
+            max_size=1,
+            open=False,
+            timeout=CONNECT_TIMEOUT_S,
+            reconnect_timeout=RECONNECT_S,
+            connection_class=BoundedAsyncConnection,
+            kwargs={"connect_timeout": 2, "autocommit": True},
+            name="store-writer",
+        )
+
+    async def open(self) -> None:
+        await self._pool.open()
+
+    async def close(self) -> None:
+        await self._pool.close(timeout=CONNECT_TIMEOUT_S)
+
+    async def append(self, statement: bytes, rows: Sequence[Written]) -> Sequence[int]:
+        """The positions of the rows, in order. Raises `StoreUnavailable` when nothing was sent, else what the driver raises."""
+        columns = (
+            [row.stream_id for row in rows],
+            [row.stream_version for row in rows],
+            [row.topic for row in rows],
+            [row.state for row in rows],
+        )
+        try:
+            conn = await self._pool.getconn()
+        except psycopg.Error as unreached:
+            raise StoreUnavailable("The database cannot be reached.") from unreached
+        try:
+            curs = await conn.execute(statement, columns, prepare=True, binary=True)
+            return [position for (position,) in await curs.fetchall()]
+        finally:
+            await self._pool.putconn(conn)
 
 
 class PostgresHistory:
@@ -198,12 +227,12 @@ class PostgresHistory:
     def __init__(self, database_url: str) -> None:
         self._url = database_url
         self._reader_threads = ThreadPoolExecutor(READERS, thread_name_prefix="store-reader")
-        self._recorders: dict[str, LogRecorder] = {}
+        self._made: LogRecorder | None = None
         self._log_id: UUID | None = None
 
     async def close(self) -> None:
-        for recorder in self._recorders.values():
-            await asyncio.to_thread(recorder.datastore.close)
+        if self._made is not None:
+            await asyncio.to_thread(self._made.datastore.close)
         self._reader_threads.shutdown(wait=False)
 
     async def read(self, stream_ids: Sequence[UUID]) -> Mapping[UUID, Sequence[StoredFact]]:
@@ -230,18 +259,15 @@ class PostgresHistory:
     async def _on_reader(self, query: Callable[[LogRecorder], Found]) -> Found:
         def run() -> Found:
             with _as_unavailable():
-                return query(self._recorder("reader", READERS))
+                return query(self._recorder())
 
         return await asyncio.get_running_loop().run_in_executor(self._reader_threads, run)
 
-    def _recorder(self, purpose: str, pool_size: int) -> LogRecorder:
-        """The recorder for writing or reading, made when first needed: making one asks the database."""
-        recorder = self._recorders.get(purpose)
-        if recorder is None:
-            with _as_unavailable():
-                recorder = LogRecorder(open_datastore(self._url, pool_size=pool_size, limits=self._limits))
-            self._recorders[purpose] = recorder
-        return recorder
+    def _recorder(self) -> LogRecorder:
+        """Made when first needed: making one asks the database."""
+        if self._made is None:
+            self._made = LogRecorder(open_datastore(self._url, pool_size=READERS, limits=self._limits))
+        return self._made
 
 
 class PostgresStore(PostgresHistory):
@@ -252,14 +278,16 @@ class PostgresStore(PostgresHistory):
     def __init__(self, database_url: str, scribe: Scribe) -> None:
         super().__init__(database_url)
         self._scribe = scribe
-        self._writer_thread = ThreadPoolExecutor(1, thread_name_prefix="store-writer")
+        self._writer: LogWriter | None = None
+        self._append_statement = b""
         self._tail = LogTail()
         self._appends: Batcher[AppendUnit, Sequence[StreamHead]] = Batcher(self._append_group, batch_max=GROUP_MAX)
 
     async def close(self) -> None:
         await self._appends.drain()
+        if self._writer is not None:
+            await self._writer.close()
         await super().close()
-        self._writer_thread.shutdown(wait=False)
 
     async def append(self, unit: AppendUnit) -> Sequence[StreamHead]:
         try:
@@ -281,37 +309,32 @@ class PostgresStore(PostgresHistory):
 
     async def _append_group(self, units: Sequence[AppendUnit]) -> Sequence[Sequence[StreamHead] | Exception]:
         await self.log_id()  # A database in which a restore was not finished has none, and takes nothing.
-        loop = asyncio.get_running_loop()
         rows = [self._scribe.write(unit) for unit in units]
-        return await loop.run_in_executor(self._writer_thread, self._append_rows, rows)
-
-    # Everything below runs on the writer's own thread.
-
-    def _append_rows(self, units: Sequence[Rows]) -> list[Sequence[StreamHead] | Exception]:
         answers: Answers = {}
-        for group in _without_shared_streams(units):
-            answers.update(self._append_or_split(units, group))
+        for group in _without_shared_streams(rows):
+            answers.update(await self._append_or_split(rows, group))
         return [answers[index] for index in range(len(units))]
 
-    def _append_or_split(self, units: Sequence[Rows], group: Sequence[int]) -> Answers:
+    async def _append_or_split(self, units: Sequence[Rows], group: Sequence[int]) -> Answers:
         try:
-            return self._append_once(units, group)
-        except IntegrityError:
+            return await self._append_once(units, group)
+        except psycopg.IntegrityError:
             if len(group) == 1:
                 return {group[0]: VersionConflict()}
             half = len(group) // 2
-            return self._append_or_split(units, group[:half]) | self._append_or_split(units, group[half:])
+            answers = await self._append_or_split(units, group[:half])
+            return answers | await self._append_or_split(units, group[half:])
         except StoreUnavailable as unavailable:
             return dict.fromkeys(group, unavailable)
-        except (PersistenceError, psycopg.Error) as error:
+        except psycopg.Error as error:
             if _answered_by_server(error):
                 # No room, a read-only server, a lock that was not had in time: the transaction was rolled back.
                 return dict.fromkeys(group, _unavailable(error))
-            return self._resolve_doubt(units, group)
+            return await self._resolve_doubt(units, group)
 
-    def _append_once(self, units: Sequence[Rows], group: Sequence[int]) -> Answers:
+    async def _append_once(self, units: Sequence[Rows], group: Sequence[int]) -> Answers:
         rows = [row for index in group for stream in units[index] for row in stream]
-        positions = self._recorder("writer", 1).insert_events([_library_event(row) for row in rows])
+        positions = await (await self._opened_writer()).append(self._append_statement, rows)
         self._tail.append(positions, rows)
         answers: Answers = {}
         taken = 0
@@ -321,18 +344,28 @@ class PostgresStore(PostgresHistory):
             taken += count
         return answers
 
-    def _resolve_doubt(self, units: Sequence[Rows], group: Sequence[int]) -> Answers:
+    async def _opened_writer(self) -> LogWriter:
+        if self._writer is None:
+            self._append_statement = await self._on_reader(lambda recorder: recorder.append_statement)
+            self._writer = LogWriter(self._url)
+            await self._writer.open()
+        return self._writer
+
+    async def _resolve_doubt(self, units: Sequence[Rows], group: Sequence[int]) -> Answers:
         """After a lost connection: one transaction carried the group, so one unit's rows speak for all of them."""
         try:
-            recorder = self._recorder("writer", 1)
-            if recorder.committed_positions(units[group[0]][0]) is None:
-                return dict.fromkeys(group, StoreUnavailable("The database cannot be reached."))
-            return {
-                index: heads_of(units[index], [p for s in units[index] for p in recorder.committed_positions(s) or ()])
-                for index in group
-            }
+            return await self._on_reader(lambda recorder: _committed(recorder, units, group))
         except Exception:  # noqa: BLE001 - whatever it is, nobody can tell what became of the group
             return dict.fromkeys(group, OutcomeUnknown())
+
+
+def _committed(recorder: LogRecorder, units: Sequence[Rows], group: Sequence[int]) -> Answers:
+    if recorder.committed_positions(units[group[0]][0]) is None:
+        return dict.fromkeys(group, StoreUnavailable("The database cannot be reached."))
+    return {
+        index: heads_of(units[index], [p for s in units[index] for p in recorder.committed_positions(s) or ()])
+        for index in group
+    }
 
 
 def open_datastore(
@@ -358,6 +391,12 @@ def open_datastore(
     datastore.pool.kwargs = kwargs | one_try | ({"options": settings} if settings else {}) | options
     datastore.pool.reconnect_timeout = RECONNECT_S
     return datastore
+
+
+def _with_limits(database_url: str, limits: str) -> str:
+    """The URL with settings of each session behind those that it has already."""
+    options = conninfo_to_dict(database_url).get("options")
+    return make_conninfo(database_url, options=f"{options or ''} {limits}".strip())
 
 
 def _select_log_id(recorder: LogRecorder) -> UUID:
@@ -387,15 +426,9 @@ def _without_shared_streams(units: Sequence[Rows]) -> Iterator[list[int]]:
         left = later
 
 
-def _library_event(row: Written) -> LibraryEvent:
-    return LibraryEvent(row.stream_id, row.stream_version, row.topic, row.state)
-
-
-def _answered_by_server(error: BaseException) -> bool:
+def _answered_by_server(error: psycopg.Error) -> bool:
     """Whether the server itself refused (then nothing went down), rather than the connection breaking (then nobody knows)."""
-    cause = error if isinstance(error, psycopg.Error) else error.__cause__
-    state = cause.sqlstate if isinstance(cause, psycopg.Error) else None
-    return state is not None and not state.startswith(("08", "57P"))
+    return error.sqlstate is not None and not error.sqlstate.startswith(("08", "57P"))
 
 
 def _unavailable(error: Exception) -> StoreUnavailable:

@@ -57,7 +57,7 @@ async def test_nothing_can_be_written_through_it_whatever_its_role_may_do(migrat
     history = PostgresHistory(url)
     await history.head()
 
-    with history._recorders["reader"].datastore.get_connection() as conn, pytest.raises(psycopg.Error) as refused:
+    with history._recorder().datastore.get_connection() as conn, pytest.raises(psycopg.Error) as refused:
         conn.execute("INSERT INTO stored_events VALUES (gen_random_uuid(), 1, 'x', 'x')")
     await history.close()
 
@@ -67,7 +67,7 @@ async def test_nothing_can_be_written_through_it_whatever_its_role_may_do(migrat
 async def test_each_statement_has_a_bound(history: PostgresHistory) -> None:
     await history.head()
 
-    with history._recorders["reader"].datastore.get_connection() as conn:
+    with history._recorder().datastore.get_connection() as conn:
         row = conn.execute("SHOW statement_timeout").fetchone()
 
     assert row == {"statement_timeout": "5s"}
