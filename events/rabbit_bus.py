@@ -55,15 +55,18 @@ class RabbitBus:
             logger=None,
             graceful_timeout=2.0,
             reconnect_interval=1.0,
-            default_channel=Channel(on_return_raises=True),
         )
         self._connection: Any = None
+        self._exchanges: dict[str | None, Any] = {}
         self._inboxes: list[RabbitInbox] = []
 
     async def start(self) -> None:
         try:
             self._connection = await self._broker.connect()
             await self._declare_all()
+            channel = await self._connection.channel(publisher_confirms=True, on_return_raises=True)
+            events = await channel.get_exchange(EVENTS_EXCHANGE, ensure=False)
+            self._exchanges = {None: channel.default_exchange, EVENTS_EXCHANGE: events}
             await self._broker.start()
         except _DOWN as error:
             await self._close_quietly()
@@ -168,11 +171,10 @@ class RabbitBus:
             await channel.close()
 
     async def _publish(self, queue: Queue, body: bytes, headers: Mapping[str, Any]) -> None:
-        await self._broker.publish(
-            # What FastStream would add to a body (its type, the time, a correlation) nobody of ours reads.
+        # On aio-pika's channel: what FastStream would add to a body (its type, the time, a correlation) nobody of ours reads.
+        await self._exchanges[queue.exchange].publish(
             aio_pika.Message(body, headers=dict(headers), delivery_mode=aio_pika.DeliveryMode.PERSISTENT),
-            exchange=_exchange(queue),
-            routing_key=EVERY_EVENT.replace("#", "facts") if queue.exchange else queue.name,
+            EVERY_EVENT.replace("#", "facts") if queue.exchange else queue.name,
             mandatory=True,
             timeout=CONFIRM_TIMEOUT_S,
         )
