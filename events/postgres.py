@@ -52,13 +52,14 @@ Answers = dict[int, Sequence[StreamHead] | Exception]
 
 
 class LogRecorder(PostgresApplicationRecorder):
-    """The library's tables and reading side, with our lock. Rows are written by `LogWriter`, with the statement from here."""
+    """The library's tables and reading side, with our lock. Rows are written by `LogWriter`, with the statements from here."""
 
     def __init__(self, datastore: PostgresDatastore) -> None:
         super().__init__(datastore, events_table_name=EVENTS_TABLE)
         table = {"schema": Identifier(datastore.schema), "table": Identifier(EVENTS_TABLE)}
         lock = SQL("pg_advisory_xact_lock({})").format(APPEND_LOCK)
-        self.lock_table_statements = [SQL("SELECT {}").format(lock)]
+        self.lock_statement = SQL("SELECT {}").format(lock)
+        self.lock_table_statements = [self.lock_statement]
         # The lock is had before the first row comes out of the join, and a row gets its position after that. One parameter
         # per column: the library's array of composites costs a fifth of the processor in dumping it.
         self.append_statement = (
@@ -95,23 +96,10 @@ class LogRecorder(PostgresApplicationRecorder):
             "SELECT DISTINCT originator_id FROM (SELECT originator_id FROM {schema}.{table} WHERE originator_id > %b"
             " ORDER BY originator_id LIMIT %b) AS facts ORDER BY originator_id LIMIT %b"
         ).format(**table)
-        self._select_positions = SQL(
+        self.positions_statement = SQL(
             "SELECT notification_id, state FROM {schema}.{table} WHERE originator_id = %b AND originator_version = ANY(%b)"
             " ORDER BY originator_version"
         ).format(**table)
-
-    def committed_positions(self, rows: Sequence[Written]) -> Sequence[int] | None:
-        """The positions of one stream's rows if exactly these rows are in the log, else None.
-
-        Takes the append lock first: a transaction that is still committing holds it, so the answer is final.
-        """
-        with self.datastore.transaction(commit=False) as curs:
-            self._lock_table(curs)
-            curs.execute(self._select_positions, (rows[0].stream_id, [row.stream_version for row in rows]))
-            found = curs.fetchall()
-        if [bytes(row["state"]) for row in found] != [row.state for row in rows]:
-            return None
-        return [row["notification_id"] for row in found]
 
     def select_streams(self, stream_ids: Sequence[UUID]) -> dict[UUID, list[StoredFact]]:
         streams: dict[UUID, list[StoredFact]] = {}
@@ -178,7 +166,8 @@ class LogWriter:
     and looks like a version conflict; here the doubt is resolved instead, `committed_positions`.)
     """
 
-    def __init__(self, database_url: str) -> None:
+    def __init__(self, database_url: str, recorder: LogRecorder) -> None:
+        self._recorder = recorder
         self._pool = AsyncConnectionPool(
             _with_limits(database_url, LIMITS),
             min_size=1,
@@ -197,7 +186,7 @@ class LogWriter:
     async def close(self) -> None:
         await self._pool.close(timeout=CONNECT_TIMEOUT_S)
 
-    async def append(self, statement: bytes, rows: Sequence[Written]) -> Sequence[int]:
+    async def append(self, rows: Sequence[Written]) -> Sequence[int]:
         """The positions of the rows, in order. Raises `StoreUnavailable` when nothing was sent, else what the driver raises."""
         columns = (
             [row.stream_id for row in rows],
@@ -210,10 +199,24 @@ class LogWriter:
         except psycopg.Error as unreached:
             raise StoreUnavailable("The database cannot be reached.") from unreached
         try:
-            curs = await conn.execute(statement, columns, prepare=True, binary=True)
+            curs = await conn.execute(self._recorder.append_statement, columns, prepare=True, binary=True)
             return [position for (position,) in await curs.fetchall()]
         finally:
             await self._pool.putconn(conn)
+
+    async def committed_positions(self, rows: Sequence[Written]) -> Sequence[int] | None:
+        """The positions of one stream's rows if exactly these rows are in the log, else None.
+
+        Takes the append lock first: a transaction that is still committing holds it, so the answer is final. Of the connection
+        that was lost the pool knows, so this has a new one; others that wait in a pool may be lost as well.
+        """
+        asked = (rows[0].stream_id, [row.stream_version for row in rows])
+        async with self._pool.connection() as conn, conn.transaction():
+            await conn.execute(self._recorder.lock_statement)
+            found = await (await conn.execute(self._recorder.positions_statement, asked, binary=True)).fetchall()
+        if [state for _, state in found] != [row.state for row in rows]:
+            return None
+        return [position for position, _ in found]
 
 
 class PostgresHistory:
@@ -279,7 +282,6 @@ class PostgresStore(PostgresHistory):
         super().__init__(database_url)
         self._scribe = scribe
         self._writer: LogWriter | None = None
-        self._append_statement = b""
         self._tail = LogTail()
         self._appends: Batcher[AppendUnit, Sequence[StreamHead]] = Batcher(self._append_group, batch_max=GROUP_MAX)
 
@@ -334,7 +336,7 @@ class PostgresStore(PostgresHistory):
 
     async def _append_once(self, units: Sequence[Rows], group: Sequence[int]) -> Answers:
         rows = [row for index in group for stream in units[index] for row in stream]
-        positions = await (await self._opened_writer()).append(self._append_statement, rows)
+        positions = await (await self._opened_writer()).append(rows)
         self._tail.append(positions, rows)
         answers: Answers = {}
         taken = 0
@@ -346,26 +348,27 @@ class PostgresStore(PostgresHistory):
 
     async def _opened_writer(self) -> LogWriter:
         if self._writer is None:
-            self._append_statement = await self._on_reader(lambda recorder: recorder.append_statement)
-            self._writer = LogWriter(self._url)
+            self._writer = LogWriter(self._url, await self._on_reader(lambda recorder: recorder))
             await self._writer.open()
         return self._writer
 
     async def _resolve_doubt(self, units: Sequence[Rows], group: Sequence[int]) -> Answers:
-        """After a lost connection: one transaction carried the group, so one unit's rows speak for all of them."""
+        """After a lost connection: whatever hinders us from asking, nobody can tell then what became of the group."""
         try:
-            return await self._on_reader(lambda recorder: _committed(recorder, units, group))
-        except Exception:  # noqa: BLE001 - whatever it is, nobody can tell what became of the group
+            return await self._what_was_committed(units, group)
+        except Exception:  # noqa: BLE001 - it is the lost connection that is to be answered for
             return dict.fromkeys(group, OutcomeUnknown())
 
-
-def _committed(recorder: LogRecorder, units: Sequence[Rows], group: Sequence[int]) -> Answers:
-    if recorder.committed_positions(units[group[0]][0]) is None:
-        return dict.fromkeys(group, StoreUnavailable("The database cannot be reached."))
-    return {
-        index: heads_of(units[index], [p for s in units[index] for p in recorder.committed_positions(s) or ()])
-        for index in group
-    }
+    async def _what_was_committed(self, units: Sequence[Rows], group: Sequence[int]) -> Answers:
+        """One transaction carried the group, so one unit's rows speak for all of them."""
+        writer = await self._opened_writer()
+        if await writer.committed_positions(units[group[0]][0]) is None:
+            return dict.fromkeys(group, StoreUnavailable("The database cannot be reached."))
+        answers: Answers = {}
+        for index in group:
+            positions = [p for stream in units[index] for p in await writer.committed_positions(stream) or ()]
+            answers[index] = heads_of(units[index], positions)
+        return answers
 
 
 def open_datastore(

@@ -23,6 +23,9 @@ from tests.builders import eventually
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 PATIENCE_S = 10.0
+END_ALL_OTHERS = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = current_database()
+"""
 END_WHO_WAITS = """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'advisory' AND datname = current_database()
 """
@@ -146,6 +149,19 @@ async def test_what_was_not_committed_when_the_connection_was_lost_is_refused_an
 
     with pytest.raises(StoreUnavailable):
         await soon(appending)
+    assert await soon(append(scene.store, later)) == [scene.position_of(later)]
+    assert not scene.is_committed(lost)
+
+
+async def test_with_all_connections_lost_while_nothing_was_asked_it_is_known_that_nothing_was_committed(scene: Scene) -> None:
+    """A server that was started anew, say. The first to notice is an append."""
+    lost, later = uuid7(), uuid7()
+    await asyncio.gather(*(scene.store.read_all(0, 10) for _ in range(10)))
+    with psycopg.connect(scene.database_url, autocommit=True) as other:
+        assert other.execute(END_ALL_OTHERS).fetchall()
+
+    with pytest.raises(StoreUnavailable):
+        await soon(append(scene.store, lost))
     assert await soon(append(scene.store, later)) == [scene.position_of(later)]
     assert not scene.is_committed(lost)
 
