@@ -26,6 +26,9 @@ PATIENCE_S = 10.0
 END_ALL_OTHERS = """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = current_database()
 """
+WHO_WAITS = """
+SELECT application_name FROM pg_stat_activity WHERE wait_event = 'advisory' AND datname = current_database()
+"""
 END_WHO_WAITS = """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'advisory' AND datname = current_database()
 """
@@ -111,7 +114,7 @@ async def scene(migrated_database_url: str) -> AsyncIterator[Scene]:
     async with AsyncExitStack() as stack:
         server = await stack.enter_async_context(await asyncio.start_server(wire.serve, "127.0.0.1", 0))
         port = server.sockets[0].getsockname()[1]
-        through_wire = make_conninfo(migrated_database_url, host="127.0.0.1", port=port)
+        through_wire = make_conninfo(migrated_database_url, host="127.0.0.1", port=port, options="-c application_name=wired")
         store = PostgresStore(through_wire, Scribe(lambda: NOW, uuid7, partial(os.urandom, SALT_BYTES)))
         stack.push_async_callback(store.close)
         stack.callback(wire.break_for_good)
@@ -182,6 +185,18 @@ async def test_without_a_connection_an_append_is_refused_in_time(scene: Scene) -
     for _ in range(2):
         with pytest.raises((StoreUnavailable, OutcomeUnknown)):
             await soon(append(scene.store, uuid7()))
+
+
+async def test_who_does_not_get_the_lock_in_time_is_refused_whatever_else_the_url_sets(scene: Scene) -> None:
+    refused = uuid7()
+    with psycopg.connect(scene.database_url, autocommit=True) as other:
+        other.execute("SELECT pg_advisory_lock(%s)", [APPEND_LOCK])
+        appending = asyncio.create_task(append(scene.store, refused))
+        await eventually(lambda: other.execute(WHO_WAITS).fetchone() == ("wired",))
+        with pytest.raises(StoreUnavailable):
+            await soon(appending)
+
+    assert not scene.is_committed(refused)
 
 
 async def soon(answer: Any) -> Any:
