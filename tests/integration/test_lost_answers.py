@@ -15,6 +15,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from uuid_utils.compat import uuid7
 
+from events import postgres as module
 from events.facts import JobFailed, OutcomeCounts
 from events.postgres import APPEND_LOCK, PostgresStore
 from events.record import SALT_BYTES, Cause
@@ -109,7 +110,8 @@ class Scene:
 
 
 @pytest.fixture
-async def scene(migrated_database_url: str) -> AsyncIterator[Scene]:
+async def scene(migrated_database_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scene]:
+    monkeypatch.setattr(module, "CONNECT_TIMEOUT_S", 2.0)  # A machine that runs other tests beside takes its time to connect.
     wire = Wire(dict(conninfo_to_dict(migrated_database_url)))
     async with AsyncExitStack() as stack:
         server = await stack.enter_async_context(await asyncio.start_server(wire.serve, "127.0.0.1", 0))

@@ -195,12 +195,19 @@ async def test_a_redis_that_cannot_be_reached_is_no_missing_job() -> None:
 # --- Waiting for the end ----------------------------------------------------------------------------------------------
 
 
+async def waiting_for_the_end(board: Board, job_id: UUID) -> "asyncio.Task[Answer | None]":
+    """Somebody waits for a job's end, and has looked at it once: looks follow each other, and ours comes behind theirs."""
+    asked = asyncio.create_task(board.queries.ended_job(job_id, LONG_WAIT_S))
+    await eventually(lambda: board.queries._waiters == 1)
+    await board.queries.reached(0, LONG_WAIT_S)
+    return asked
+
+
 async def test_who_waits_for_the_end_is_answered_when_the_job_has_ended(board: Board) -> None:
     job_id = uuid7()
     await board.stands()
     await board.shows(job_id, UNDER_WAY, 12)
-    asked = asyncio.create_task(board.queries.ended_job(job_id, LONG_WAIT_S))
-    await eventually(lambda: board.queries._waiters == 1)
+    asked = await waiting_for_the_end(board, job_id)
 
     await board.shows(job_id, UNDER_WAY, 13)
     await board.shows(job_id, ENDED, 14)
@@ -214,8 +221,7 @@ async def test_other_jobs_moves_do_not_wake_who_waits(board: Board, monkeypatch:
     job_id = uuid7()
     await board.stands()
     await board.shows(job_id, UNDER_WAY)
-    asked = asyncio.create_task(board.queries.ended_job(job_id, LONG_WAIT_S))
-    await eventually(lambda: board.queries._waiters == 1)
+    asked = await waiting_for_the_end(board, job_id)
     looks = await number_of_looks(board)
 
     for _ in range(20):
@@ -249,27 +255,17 @@ async def test_who_waits_for_the_end_of_a_new_job_need_not_see_it_begin(board: B
     assert await number_of_looks(board) - looks_before == 2
 
 
-async def test_an_end_that_is_told_whole_is_answered_without_another_look(board: Board) -> None:
-    job_id = uuid7()
-    await board.stands()
-    await board.shows(job_id, UNDER_WAY)
-    asked = asyncio.create_task(board.queries.ended_job(job_id, LONG_WAIT_S))
-    await eventually(lambda: board.queries._waiters == 1)
-    await board.queries.reached(0, LONG_WAIT_S)  # Behind this look, those before it have come back.
-    looks = await number_of_looks(board)
-
-    await board.redis.publish(KEYS.moved, b"14 %b \n3\n14\n%b" % (str(job_id).encode(), ENDED))
-
-    assert await soon(asked) == Answer(ENDED, '"3-14"')
-    assert await number_of_looks(board) == looks
-
-
-async def test_the_end_of_a_new_job_that_is_told_whole_is_answered_without_another_look(board: Board) -> None:
+@pytest.mark.parametrize("is_known", [True, False], ids=["under way", "new"])
+async def test_an_end_that_is_told_whole_is_answered_without_another_look(
+    board: Board, monkeypatch: pytest.MonkeyPatch, is_known: bool
+) -> None:
+    for pause in ("BEGUN_S", "LOOK_AGAIN_S"):
+        monkeypatch.setattr(module, pause, LONG_WAIT_S)
     job_id = uuid7()
     await board.stands(caught_up=_utc_now() - timedelta(seconds=1))
-    asked = asyncio.create_task(board.queries.ended_job(job_id, LONG_WAIT_S))
-    await eventually(lambda: board.queries._waiters == 1)
-    await board.queries.reached(0, LONG_WAIT_S)
+    if is_known:
+        await board.shows(job_id, UNDER_WAY)
+    asked = await waiting_for_the_end(board, job_id)
     looks = await number_of_looks(board)
 
     await board.redis.publish(KEYS.moved, b"14 %b \n3\n14\n%b" % (str(job_id).encode(), ENDED))
@@ -283,8 +279,7 @@ async def test_a_view_in_which_the_job_has_not_ended_is_not_told_for_its_end(boa
     job_id = uuid7()
     await board.stands()
     await board.shows(job_id, UNDER_WAY)
-    asked = asyncio.create_task(board.queries.ended_job(job_id, LONG_WAIT_S))
-    await eventually(lambda: board.queries._waiters == 1)
+    asked = await waiting_for_the_end(board, job_id)
 
     await board.redis.publish(KEYS.moved, b"14 %b \n3\n12\n%b" % (str(job_id).encode(), UNDER_WAY))
     await board.queries.reached(0, LONG_WAIT_S)
@@ -306,8 +301,7 @@ async def test_a_move_that_nobody_told_is_seen_a_moment_later(board: Board) -> N
     job_id = uuid7()
     await board.stands()
     await board.shows(job_id, UNDER_WAY)
-    asked = asyncio.create_task(board.queries.ended_job(job_id, LONG_WAIT_S))
-    await eventually(lambda: board.queries._waiters == 1)
+    asked = await waiting_for_the_end(board, job_id)
 
     await board.redis.set(KEYS.job(GENERATION, job_id), b"13\n" + ENDED)
 
@@ -335,8 +329,7 @@ async def test_who_waits_is_let_go_when_the_service_stops(board: Board) -> None:
     job_id = uuid7()
     await board.stands()
     await board.shows(job_id, UNDER_WAY)
-    asked = asyncio.create_task(board.queries.ended_job(job_id, LONG_WAIT_S))
-    await eventually(lambda: board.queries._waiters == 1)
+    asked = await waiting_for_the_end(board, job_id)
 
     board.queries.let_go()
 
