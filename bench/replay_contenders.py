@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, ClassVar
+from typing import Any
 from uuid import UUID
 
 import psycopg
@@ -100,6 +100,7 @@ class FactMapper(Mapper[UUID]):
 
     def to_domain_event(self, stored_event: Any) -> Any:
         assert isinstance(stored_event, Notification)
+        assert isinstance(stored_event.originator_id, UUID)
         stored = StoredFact(
             stored_event.id, stored_event.originator_id, stored_event.originator_version, stored_event.topic, stored_event.state
         )
@@ -121,7 +122,7 @@ class JobDocuments(PostgresTrackingRecorder):
     def __init__(self, datastore: PostgresDatastore, **kwargs: Any) -> None:
         super().__init__(datastore, **kwargs)
         self.sql_create_statements.append(
-            SQL("CREATE TABLE IF NOT EXISTS job_documents (job_id uuid PRIMARY KEY, document bytea NOT NULL)")
+            SQL("CREATE TABLE IF NOT EXISTS job_documents (job_id uuid PRIMARY KEY, document bytea NOT NULL)").format()
         )
 
     def show(self, job_id: UUID, document: bytes, tracking: Tracking) -> None:
@@ -145,8 +146,8 @@ _RESULTS = SQL("SELECT key, body FROM result_documents WHERE key = ANY(%s)")
 class JobDocumentsProjection(Projection[JobDocuments]):
     """The same fold as ours. Open jobs are kept in memory, as ours does it: reading them back would cost it another query."""
 
-    name: ClassVar[str] = "jobs"
-    topics: ClassVar[Sequence[str]] = ()
+    name = "jobs"
+    topics = ()
 
     def __init__(self, view: JobDocuments) -> None:
         super().__init__(view)
