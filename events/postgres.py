@@ -12,19 +12,17 @@ import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 from uuid import UUID
 
 import psycopg
 from eventsourcing.persistence import PersistenceError
 from eventsourcing.postgres import PostgresApplicationRecorder, PostgresDatastore
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import tuple_row
 from psycopg.sql import SQL, Identifier, Literal
-from psycopg_pool import AsyncConnectionPool
 
 from events.batching import Batcher, Overloaded
-from events.connections import BoundedAsyncConnection, BoundedConnection
+from events.connections import ONE_TRY_S, RECONNECT_S, BoundedConnection, bounded_pool, parameters_of
 from events.record import StoredFact, Written
 from events.store import AppendUnit, OutcomeUnknown, Scribe, StoreUnavailable, StreamHead, VersionConflict, heads_of
 
@@ -35,8 +33,6 @@ STATEMENT_TIMEOUT_MS = 5_000
 LIMITS = f"-c lock_timeout={LOCK_TIMEOUT_MS} -c statement_timeout={STATEMENT_TIMEOUT_MS}"
 CONNECT_TIMEOUT_S = 0.5
 """Short, because those who come meanwhile wait behind it, and have to be answered as well."""
-RECONNECT_S = 1.0
-"""The pool tries by itself for so long, ever more seldom (its default: 5 minutes); then the next who needs one does."""
 GROUP_MAX = 200
 TAIL_MAX = 2_000
 READERS = 3
@@ -168,16 +164,8 @@ class LogWriter:
 
     def __init__(self, database_url: str, recorder: LogRecorder) -> None:
         self._recorder = recorder
-        self._pool = AsyncConnectionPool(
-            _with_limits(database_url, LIMITS),
-            min_size=1,
-            max_size=1,
-            open=False,
-            timeout=CONNECT_TIMEOUT_S,
-            reconnect_timeout=RECONNECT_S,
-            connection_class=BoundedAsyncConnection,
-            kwargs={"connect_timeout": 2, "autocommit": True},
-            name="store-writer",
+        self._pool = bounded_pool(
+            database_url, settings=LIMITS, name="store-writer", min_size=1, max_size=1, timeout_s=CONNECT_TIMEOUT_S
         )
 
     async def open(self) -> None:
@@ -375,7 +363,7 @@ def open_datastore(
     database_url: str, *, pool_size: int, limits: str = "", connect_timeout_s: float = CONNECT_TIMEOUT_S
 ) -> PostgresDatastore:
     """The library's datastore for a libpq URL, unix sockets and TLS options included. `limits` are settings of each session."""
-    options = cast("dict[str, Any]", conninfo_to_dict(database_url))
+    options = parameters_of(database_url, limits)
     datastore = PostgresDatastore(
         dbname=options.pop("dbname", ""),
         host=options.pop("host", ""),
@@ -388,18 +376,10 @@ def open_datastore(
     datastore.pool.connection_class = BoundedConnection
     assert isinstance(datastore.pool.kwargs, dict)
     kwargs = {name: value for name, value in datastore.pool.kwargs.items() if value != ""}
-    settings = " ".join(filter(None, (options.pop("options", ""), limits)))
-    # Of one try, in whole seconds: libpq takes no less than two.
-    one_try: dict[str, Any] = {"connect_timeout": max(2, round(connect_timeout_s))}
-    datastore.pool.kwargs = kwargs | one_try | ({"options": settings} if settings else {}) | options
+    one_try: dict[str, Any] = {"connect_timeout": max(ONE_TRY_S, round(connect_timeout_s))}
+    datastore.pool.kwargs = kwargs | one_try | options
     datastore.pool.reconnect_timeout = RECONNECT_S
     return datastore
-
-
-def _with_limits(database_url: str, limits: str) -> str:
-    """The URL with settings of each session behind those that it has already."""
-    options = conninfo_to_dict(database_url).get("options")
-    return make_conninfo(database_url, options=f"{options or ''} {limits}".strip())
 
 
 def _select_log_id(recorder: LogRecorder) -> UUID:

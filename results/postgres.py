@@ -8,11 +8,9 @@ from uuid import UUID
 
 import psycopg
 import zstandard
-from psycopg import AsyncConnection
-from psycopg_pool import AsyncConnectionPool
 
 from events.batching import Batcher, Overloaded
-from events.connections import BoundedAsyncConnection
+from events.connections import bounded_pool
 from events.facts import ResultReference, Service
 from results.documents import DOCUMENT_BYTES_MAX, ResultsUnavailable, reference_to
 
@@ -21,9 +19,7 @@ LINGER_S = 0.001
 """RabbitMQ hands a job's commands out within a part of a millisecond, not at once. A result of them that went ahead would
 make a write, a message, a decision, a stretch and a commit of the views more."""
 CONNECT_TIMEOUT_S = 2.0
-RECONNECT_S = 1.0
-"""The pool tries by itself for so long, ever more seldom (its default: 5 minutes); then the next who needs one does."""
-STATEMENT_TIMEOUT_MS = 5_000
+LIMITS = "-c statement_timeout=5000"
 JUST_STORED_BYTES_MAX = 8 * 1_048_576
 
 # The digest is not stored beside the body: the fact has it, and only the fact is believed.
@@ -44,17 +40,8 @@ class PostgresDocuments:
     """`ResultDocuments` on PostgreSQL. `open` before use, `close` after it."""
 
     def __init__(self, database_url: str) -> None:
-        self._pool = AsyncConnectionPool(
-            database_url,
-            min_size=0,
-            max_size=2,
-            open=False,
-            timeout=CONNECT_TIMEOUT_S,
-            reconnect_timeout=RECONNECT_S,
-            configure=_configure,
-            connection_class=BoundedAsyncConnection,
-            kwargs={"connect_timeout": 2},
-            name="results",
+        self._pool = bounded_pool(
+            database_url, settings=LIMITS, name="results", min_size=0, max_size=2, timeout_s=CONNECT_TIMEOUT_S
         )
         self._puts: Batcher[tuple[str, bytes], None] = Batcher(
             self._put_group, batch_max=GROUP_MAX, linger_s=LINGER_S, enough=len(Service)
@@ -139,8 +126,3 @@ class _JustStored:
         taken = {key: self._documents.pop(key) for key in keys if key in self._documents}
         self._room += sum(map(len, taken.values()))
         return taken
-
-
-async def _configure(conn: AsyncConnection) -> None:
-    await conn.set_autocommit(True)
-    await conn.execute(f"SET statement_timeout = {STATEMENT_TIMEOUT_MS}")
