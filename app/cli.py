@@ -53,8 +53,9 @@ def _code_of(error: Exception) -> int | None:
     from app.migrate import MigrationFailed
     from app.parts import UnknownPart
     from app.running import CannotRun, SettingMissing
+    from app.settings import SettingUnreadable
 
-    if isinstance(error, UnknownPart | SettingMissing):
+    if isinstance(error, UnknownPart | SettingMissing | SettingUnreadable):
         return 2
     return 1 if isinstance(error, CannotRun | EmbeddedError | MigrationFailed) else None
 

@@ -1,12 +1,16 @@
 """Every setting, and the only place that reads the environment (prefix `LOOKUP_`)."""
 
+import re
 from datetime import timedelta
+from functools import partial
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, Field, ValidationError
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from app.lag import Patience
 from domain.commands import Rules
@@ -14,22 +18,65 @@ from events.facts import Priority, Service
 
 DEFAULT_TIMEOUT_S = {Service.GEOIP: 15.0, Service.PING: 12.0, Service.RDAP: 20.0, Service.REVERSE_DNS: 10.0}
 """Above what each lookup allows itself: what runs into these is stuck, not slow."""
+PREFIX = "LOOKUP_"
+
+
+class SettingUnreadable(Exception):  # noqa: N818 - what is the case, in our words
+    """A setting is not what it must be; the message names it and, as it may be a secret, not its value."""
+
+
+def _of_postgres(url: str) -> str:
+    import psycopg  # noqa: PLC0415 - many commands need no database
+    from psycopg.conninfo import conninfo_to_dict  # noqa: PLC0415
+
+    try:
+        conninfo_to_dict(url)
+    except psycopg.ProgrammingError:
+        raise ValueError("must be the address of a database, postgresql://…") from None
+    return url
+
+
+def _of_server(url: str, *, schemes: tuple[str, ...]) -> str:
+    expected = f"must be an address like {schemes[0]}://host:port"
+    try:
+        parts = urlsplit(url)
+        port_is_fine = parts.port != 0
+    except ValueError:
+        raise ValueError(expected) from None
+    if parts.scheme not in schemes or not port_is_fine:
+        raise ValueError(expected)
+    return url
+
+
+PostgresUrl = Annotated[str, AfterValidator(_of_postgres)]
+RedisUrl = Annotated[str, AfterValidator(partial(_of_server, schemes=("redis", "rediss", "unix")))]
+BrokerUrl = Annotated[str, AfterValidator(partial(_of_server, schemes=("amqp", "amqps")))]
 
 
 class Settings(BaseSettings):
-    """The settings of one process. A composite one (a list, an object) is written as JSON."""
+    """The settings of one process. A composite one (a list, an object) is written as JSON. Raises `SettingUnreadable`."""
 
-    model_config = SettingsConfigDict(env_prefix="LOOKUP_", env_ignore_empty=True, extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="ignore", frozen=True)
+
+    def __init__(self, **given: Any) -> None:
+        try:
+            super().__init__(**given)
+        except ValidationError as error:
+            complaints = dict.fromkeys(map(_complaint, error.errors()))
+            raise SettingUnreadable(" ".join(complaints)) from None
+        except SettingsError as error:
+            field = re.search(r'field "(\w+)"', str(error))
+            raise SettingUnreadable(f"{PREFIX}{field[1].upper() if field else '…'} must be JSON.") from None
 
     # Where the servers are. None of them given: embedded ones are started by `lookup up`.
-    database_url: str | None = Field(default=None, description="PostgreSQL, as the role lookup_app.")
-    database_owner_url: str | None = Field(default=None, description="PostgreSQL, as the owner; for `lookup migrate` only.")
-    database_read_url: str | None = Field(default=None, description="PostgreSQL, as the role lookup_reader; for history.")
-    database_retention_url: str | None = Field(
+    database_url: PostgresUrl | None = Field(default=None, description="PostgreSQL, as the role lookup_app.")
+    database_owner_url: PostgresUrl | None = Field(default=None, description="PostgreSQL, as its owner; for `lookup migrate`.")
+    database_read_url: PostgresUrl | None = Field(default=None, description="PostgreSQL, as lookup_reader; for history.")
+    database_retention_url: PostgresUrl | None = Field(
         default=None, description="PostgreSQL, as the role lookup_retention; seals old jobs and erases. Not given = neither."
     )
-    redis_url: str | None = Field(default=None, description="Redis or Valkey: views, and the bus where no broker is given.")
-    broker_url: str | None = Field(default=None, description="RabbitMQ (amqp://…); not given = Redis streams.")
+    redis_url: RedisUrl | None = Field(default=None, description="Redis or Valkey: views, and the bus if no broker is given.")
+    broker_url: BrokerUrl | None = Field(default=None, description="RabbitMQ (amqp://…); not given = Redis streams.")
     data_dir: Path = Field(default=Path(".data"), description="Where `lookup up` keeps the embedded servers' data.")
 
     # The passwords that `lookup migrate` gives the roles it makes. Not given: the role has none.
@@ -151,3 +198,13 @@ class Settings(BaseSettings):
     @property
     def retention(self) -> timedelta:
         return timedelta(hours=self.view_retention_h)
+
+
+def _complaint(error: ErrorDetails) -> str:
+    """One sentence about one setting."""
+    field, *within = error["loc"]
+    # Where several types are allowed, a step on the way in is the name of a validator.
+    steps = "".join(f"[{step}]" for step in within if str(step).isalnum())
+    if error["type"] == "value_error":
+        return f"{PREFIX}{str(field).upper()}{steps} {error['ctx']['error']}."
+    return f"{PREFIX}{str(field).upper()}{steps}: {error['msg'].removesuffix('.')}."

@@ -217,13 +217,14 @@ class PostgresHistory:
 
     def __init__(self, database_url: str) -> None:
         self._url = database_url
+        # One for good: whoever gives up waiting for a connection leaves it on its way, for whoever comes later.
+        self._datastore = open_datastore(database_url, pool_size=READERS, limits=self._limits)
         self._reader_threads = ThreadPoolExecutor(READERS, thread_name_prefix="store-reader")
         self._made: LogRecorder | None = None
         self._log_id: UUID | None = None
 
     async def close(self) -> None:
-        if self._made is not None:
-            await asyncio.to_thread(self._made.datastore.close)
+        await asyncio.to_thread(self._datastore.close)
         self._reader_threads.shutdown(wait=False)
 
     async def read(self, stream_ids: Sequence[UUID]) -> Mapping[UUID, Sequence[StoredFact]]:
@@ -257,7 +258,7 @@ class PostgresHistory:
     def _recorder(self) -> LogRecorder:
         """Made when first needed: making one asks the database."""
         if self._made is None:
-            self._made = LogRecorder(open_datastore(self._url, pool_size=READERS, limits=self._limits))
+            self._made = LogRecorder(self._datastore)
         return self._made
 
 

@@ -126,6 +126,14 @@ async def test_wrong_usage_is_said_in_a_sentence(words: list[str], code: int, se
     assert "Traceback" not in refused.err
 
 
+async def test_a_setting_that_cannot_be_read_is_said_in_a_sentence(tmp_path: Path) -> None:
+    refused = await lookup("up", cwd=tmp_path, env={"LOOKUP_PORT": "teapot"})
+
+    assert (refused.code, refused.out) == (2, "")
+    assert refused.err.startswith("lookup: LOOKUP_PORT: ")
+    assert refused.err.count("\n") == 1
+
+
 async def test_a_database_that_is_not_there_is_said_without_its_password(tmp_path: Path) -> None:
     url = "postgresql://owner:wonderland@127.0.0.1:9/lookup"
 

@@ -163,7 +163,7 @@ async def staged(
     async with AsyncExitStack() as stack:
         owner_url, redis_url = stack.enter_context(fresh_database(postgres)), stack.enter_context(valkey.fresh())
         migrate(owner_url, uuid4(), {})
-        settings = Settings(database_url=owner_url, redis_url=redis_url, data_dir=folder, **times)  # type: ignore[arg-type]
+        settings = Settings(database_url=owner_url, redis_url=redis_url, data_dir=folder, **times)
         wiring, stop = Wiring(settings), asyncio.Event()
         said: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         parts = Process(wiring, PartNames(frozenset({READ, RELAY})), "127.0.0.1", 0, said.set_result)

@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -42,6 +42,8 @@ class Wire:
     server: dict[str, Any]
     mute: bool = False
     broken: bool = False
+    late_s: float = 0.0
+    """So much later than it was asked for is a connection made."""
     silenced: set[asyncio.StreamWriter] = field(default_factory=set)
     ends: set[asyncio.StreamWriter] = field(default_factory=set)
 
@@ -49,6 +51,7 @@ class Wire:
         if self.broken:
             to_store.close()
             return
+        await asyncio.sleep(self.late_s)
         from_server, to_server = await self._connect()
         self.ends |= {to_store, to_server}
         async with asyncio.TaskGroup() as group:
@@ -112,16 +115,22 @@ class Scene:
 @pytest.fixture
 async def scene(migrated_database_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scene]:
     monkeypatch.setattr(module, "CONNECT_TIMEOUT_S", 2.0)  # A machine that runs other tests beside takes its time to connect.
-    wire = Wire(dict(conninfo_to_dict(migrated_database_url)))
+    async with wired(migrated_database_url) as scene:
+        await append(scene.store, uuid7())
+        yield scene
+
+
+@asynccontextmanager
+async def wired(database_url: str, *, late_s: float = 0.0) -> AsyncIterator[Scene]:
+    wire = Wire(dict(conninfo_to_dict(database_url)), late_s=late_s)
     async with AsyncExitStack() as stack:
         server = await stack.enter_async_context(await asyncio.start_server(wire.serve, "127.0.0.1", 0))
         port = server.sockets[0].getsockname()[1]
-        through_wire = make_conninfo(migrated_database_url, host="127.0.0.1", port=port, options="-c application_name=wired")
+        through_wire = make_conninfo(database_url, host="127.0.0.1", port=port, options="-c application_name=wired")
         store = PostgresStore(through_wire, Scribe(lambda: NOW, uuid7, partial(os.urandom, SALT_BYTES)))
         stack.push_async_callback(store.close)
         stack.callback(wire.break_for_good)
-        await append(store, uuid7())
-        yield Scene(wire, store, migrated_database_url)
+        yield Scene(wire, store, database_url)
 
 
 async def append(store: PostgresStore, *stream_ids: UUID) -> list[int]:
@@ -200,6 +209,22 @@ async def test_who_does_not_get_the_lock_in_time_is_refused_whatever_else_the_ur
             await soon(appending)
 
     assert not scene.is_committed(refused)
+
+
+async def test_a_database_to_which_it_takes_longer_to_connect_than_anybody_waits_is_reached_in_the_end(
+    migrated_database_url: str,
+) -> None:
+    """Who gave up left a connection on its way; whoever comes later has it."""
+    async with wired(migrated_database_url, late_s=2 * module.CONNECT_TIMEOUT_S) as scene, asyncio.timeout(PATIENCE_S):
+        with pytest.raises(StoreUnavailable):
+            await scene.store.head()
+        while True:
+            try:
+                positions = await append(scene.store, uuid7())
+                assert [await scene.store.head()] == positions
+            except StoreUnavailable:
+                continue
+            return
 
 
 async def soon(answer: Any) -> Any:

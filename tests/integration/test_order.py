@@ -130,7 +130,11 @@ class Reader:
         while True:
             nobody_writes = ended.is_set()
             after = self.seen[-1][0] if self.seen else 0
-            page = await self.store.read_all(after, chance.randint(1, 500))
+            try:
+                page = await self.store.read_all(after, chance.randint(1, 500))
+            except StoreUnavailable:  # On a crowded machine: then it looks again, as they do.
+                await asyncio.sleep(LOOKS_AGAIN_S)
+                continue
             self.seen += [(stored.position, stored.stream_id) for stored in page]
             if not page and nobody_writes:
                 return
