@@ -16,6 +16,9 @@ from uuid import uuid4
 
 import aio_pika
 from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity, DeliveryError, PublishError
+from aio_pika.robust_channel import RobustChannel
+from aio_pika.robust_queue import RobustQueue
+from aiormq.abc import DeliveredMessage
 from faststream import AckPolicy
 from faststream.rabbit import Channel, ExchangeType, QueueType, RabbitBroker, RabbitExchange, RabbitQueue
 from faststream.rabbit.schemas.queue import QuorumQueueArgs
@@ -37,7 +40,8 @@ STOP_S = 5.0
 EVERY_EVENT = "lookup.#"
 SHARES = "shares"
 STEPS_OF_A_DELIVERY = 3
-"""In so many steps of the loop a delivery comes from the connection to us: through a task of aiormq's and one of aio-pika's.
+"""In so many steps of the loop at most a delivery comes from the connection to us: through a task of aiormq's and, sometimes,
+one of aio-pika's.
 
 Before Python 3.12 the answer to a cancellation takes more steps than that anyway.
 """
@@ -63,6 +67,7 @@ class RabbitBus:
     async def start(self) -> None:
         try:
             self._connection = await self._broker.connect()
+            self._connection.CHANNEL_CLASS = _DirectChannel
             await self._declare_all()
             channel = await self._connection.channel(publisher_confirms=True, on_return_raises=True)
             events = await channel.get_exchange(EVENTS_EXCHANGE, ensure=False)
@@ -116,7 +121,7 @@ class RabbitBus:
         inbox = RabbitInbox(queue, subscriber)
         subscriber(inbox.receive)
         # What FastStream does with a message before our handler has it, for handlers of other kinds, costs more than all that
-        # we do; and it drops what comes before its `start` has returned.
+        # we do; and it drops what comes before its `start` has returned. (What aio-pika does: see `_DirectQueue`.)
         subscriber.consume = inbox.receive  # type: ignore[method-assign, assignment]
         self._inboxes.append(inbox)
         return inbox
@@ -225,27 +230,77 @@ class RabbitInbox(Arrivals):
             await asyncio.sleep(0)
 
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
-        self._acknowledgements.add(cast("aio_pika.IncomingMessage", delivery.token) for delivery in deliveries)
+        self._acknowledgements.add(cast("_Message", delivery.token) for delivery in deliveries)
 
     async def drain(self) -> None:
         await self._acknowledgements.drain()
 
-    async def receive(self, message: aio_pika.IncomingMessage) -> None:
+    async def receive(self, message: "_Message") -> None:
         headers = {name: str(value) for name, value in message.headers.items()}
         shares = headers.pop(SHARES, None)
         # What RabbitMQ gave up on comes from the dead letters, and is the share of the queue that it died in.
         body = _share_of(headers.get(DIED_IN, self._queue_name), shares, message.body) if shares else message.body
         # A quorum queue counts earlier deliveries in a header that is absent the first time.
-        delivery_count = int(message.headers.get("x-delivery-count", 0) or 0) + 1  # type: ignore[arg-type]
+        delivery_count = int(headers.get("x-delivery-count", "0")) + 1
         # Of our own messages each has an id, which aiormq makes. What came without any counts as another message each time.
         message_id = message.message_id or message.correlation_id or uuid4().hex
         self._arrived.put_nowait(Delivery(body, headers, delivery_count, message, message_id))
 
 
-async def _acknowledge(messages: Sequence[aio_pika.IncomingMessage]) -> None:
+async def _acknowledge(messages: Sequence["_Message"]) -> None:
     for message in messages:
         with suppress(*_DOWN):  # Lost with the connection: it is delivered again, which is promised.
-            await message.ack()
+            await message.channel.basic_ack(message.delivery_tag)
+
+
+class _Message:
+    """What we need of an aio-pika message, which takes a good part of a millisecond to be made."""
+
+    __slots__ = ("body", "channel", "correlation_id", "delivery_tag", "headers", "message_id")
+
+    def __init__(self, delivered: DeliveredMessage) -> None:
+        properties = delivered.header.properties
+        self.headers: Mapping[str, Any] = properties.headers or {}
+        self.message_id = properties.message_id
+        self.correlation_id = properties.correlation_id
+        self.body = delivered.body
+        self.channel = delivered.channel
+        self.delivery_tag = cast("int", delivered.delivery_tag)
+
+
+class _DirectQueue(RobustQueue):
+    """Hands a consumer a `_Message`.
+
+    Who is to consume again because the queue was deleted gets aio-pika's messages, which have all that ours have.
+    """
+
+    __slots__ = ()
+
+    async def consume(  # type: ignore[override]
+        self,
+        callback: Callable[[_Message], Awaitable[None]],
+        no_ack: bool = False,
+        exclusive: bool = False,
+        arguments: Any = None,
+        consumer_tag: str | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - the library's signature
+        robust: bool = True,
+    ) -> str:
+        async def hand_over(delivered: DeliveredMessage) -> None:
+            await callback(_Message(delivered))
+
+        how = {"no_ack": no_ack, "exclusive": exclusive, "arguments": arguments}
+        channel = await self.channel.get_underlay_channel()
+        consuming = await channel.basic_consume(self.name, hand_over, consumer_tag=consumer_tag, timeout=timeout, **how)
+        if consuming.consumer_tag is None:
+            raise AMQPError("RabbitMQ gave a consumer no tag.")
+        if robust:
+            self._consumers[consuming.consumer_tag] = {"callback": callback} | how
+        return consuming.consumer_tag
+
+
+class _DirectChannel(RobustChannel):
+    QUEUE_CLASS = _DirectQueue
 
 
 def _shares(bodies: Mapping[Queue, bytes]) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 import psycopg
 import pytest
@@ -138,7 +139,8 @@ async def hand_out_in_vain(open_bus: OpenBus) -> None:
     if isinstance(bus, RabbitBus):
         for _ in range(21):
             delivery = await take_one(inbox)
-            await delivery.token.nack(requeue=True)  # type: ignore[attr-defined]  # as a lost connection would
+            message: Any = delivery.token
+            await message.channel.basic_nack(message.delivery_tag, requeue=True)  # as a lost connection would
         return
     for _ in range(LIMIT_ON_REDIS):
         await take_one(inbox)
