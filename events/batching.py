@@ -32,7 +32,7 @@ class Batcher(Generic[Item, Answer]):
     `flush` gets 1 to `batch_max` items and returns one answer for each, in order; an answer that is an exception is raised
     to its own caller only, an exception raised by `flush` to all of them. A caller that gives up does not pull its item out
     of a flush. At most `waiting_max` items wait; one more raises `Overloaded`. After an idle time the first flush waits until
-    `enough` items have come, but for `linger_s` at most.
+    `enough` items have come, but for `linger_s` at most, and not if the last item that came after such a time stayed alone.
     """
 
     def __init__(
@@ -50,6 +50,7 @@ class Batcher(Generic[Item, Answer]):
         self._linger_s = linger_s
         self._enough = enough
         self._has_enough = asyncio.Event()
+        self._expects_more = False
         self._waiting: list[_Waiting[Item, Answer]] = []
         self._flusher: asyncio.Task[None] | None = None
 
@@ -90,11 +91,14 @@ class Batcher(Generic[Item, Answer]):
 
     async def _flush_all(self) -> None:
         try:
-            if self._linger_s and len(self._waiting) < self._enough:
+            if self._linger_s and self._expects_more and len(self._waiting) < self._enough:
                 self._has_enough.clear()
                 await happens_within(self._has_enough, self._linger_s)
+            flushed = 0
             while batch := self._next_batch():
+                flushed += len(batch)
                 await self._flush_batch(batch)
+            self._expects_more = flushed > 1
         finally:
             self._flusher = None
 

@@ -15,9 +15,9 @@ from events.facts import ResultReference, Service
 from results.documents import DOCUMENT_BYTES_MAX, ResultsUnavailable, reference_to
 
 GROUP_MAX = 100
-LINGER_S = 0.001
-"""RabbitMQ hands a job's commands out within a part of a millisecond, not at once. A result of them that went ahead would
-make a write, a message, a decision, a stretch and a commit of the views more."""
+LINGER_S = 0.004
+"""RabbitMQ hands a job's commands out one after the other, and a busy machine takes milliseconds to read them. A result that
+went ahead would make a write, a message, a decision, a stretch and a commit of the views more."""
 CONNECT_TIMEOUT_S = 2.0
 LIMITS = "-c statement_timeout=5000"
 JUST_STORED_BYTES_MAX = 8 * 1_048_576

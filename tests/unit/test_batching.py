@@ -70,23 +70,32 @@ async def test_an_item_alone_does_not_wait_for_others() -> None:
     assert slow.batches == [[1], [2]]
 
 
+async def lingering(slow: Slow, *, enough: int) -> Batcher[int, int]:
+    """One that waits for ever until enough have come; its last items came together."""
+    slow.let_through()
+    batcher: Batcher[int, int] = Batcher(slow.flush, batch_max=10, linger_s=600.0, enough=enough)
+    await answers(await added(batcher, -2, -1))
+    assert slow.batches.pop() == [-2, -1]
+    return batcher
+
+
 async def test_the_first_items_may_wait_a_moment_for_what_comes_then() -> None:
     slow = Slow()
     slow.let_through()
     batcher: Batcher[int, int] = Batcher(slow.flush, batch_max=10, linger_s=0.05, enough=4)
+    await answers(await added(batcher, -2, -1))
 
     first = asyncio.ensure_future(batcher.add(1))
     second = asyncio.ensure_future(batcher.add(2))
     await asyncio.sleep(0.01)
     assert [*await asyncio.gather(first, second, batcher.add(3))] == [10, 20, 30]
 
-    assert slow.batches == [[1, 2, 3]]
+    assert slow.batches == [[-2, -1], [1, 2, 3]]
 
 
 async def test_nobody_waits_longer_than_until_enough_have_come() -> None:
     slow = Slow()
-    slow.let_through()
-    batcher: Batcher[int, int] = Batcher(slow.flush, batch_max=10, linger_s=60.0, enough=2)
+    batcher = await lingering(slow, enough=2)
 
     first = asyncio.ensure_future(batcher.add(1))
     await asyncio.sleep(0.01)
@@ -99,13 +108,45 @@ async def test_nobody_waits_longer_than_until_enough_have_come() -> None:
 
 async def test_enough_items_wait_for_nobody() -> None:
     slow = Slow()
-    slow.let_through()
-    batcher: Batcher[int, int] = Batcher(slow.flush, batch_max=10, linger_s=60.0, enough=2)
+    batcher = await lingering(slow, enough=2)
 
-    async with asyncio.timeout(PATIENCE_S):
-        assert [*await asyncio.gather(batcher.add(1), batcher.add(2))] == [10, 20]
+    assert await answers(await added(batcher, 1, 2)) == [10, 20]
 
     assert slow.batches == [[1, 2]]
+
+
+async def test_who_stayed_alone_the_last_time_does_not_wait() -> None:
+    """One service's worker in a process of its own has nobody to wait for."""
+    slow = Slow()
+    slow.let_through()
+    batcher: Batcher[int, int] = Batcher(slow.flush, batch_max=10, linger_s=600.0, enough=3)
+
+    for alone in range(3):
+        assert await answers(await added(batcher, alone)) == [10 * alone]
+    in_company = await answers(await added(batcher, 3, 4))
+    waiting = await added(batcher, 5, 6)
+    await asyncio.sleep(0.01)
+    assert slow.batches == [[0], [1], [2], [3, 4]]
+
+    assert in_company + await answers(waiting + await added(batcher, 7)) == [30, 40, 50, 60, 70]
+    assert slow.batches[4:] == [[5, 6, 7]]
+
+
+async def test_what_came_while_the_first_was_flushed_was_company() -> None:
+    slow = Slow()
+    batcher: Batcher[int, int] = Batcher(slow.flush, batch_max=10, linger_s=600.0, enough=3)
+    first = await added(batcher, 1)
+    await slow.began()
+    second = await added(batcher, 2)
+    slow.let_through()
+    await answers(first + second)
+
+    waiting = await added(batcher, 3)
+    await asyncio.sleep(0.01)
+    assert slow.batches == [[1], [2]]
+
+    assert await answers(waiting + await added(batcher, 4, 5)) == [30, 40, 50]
+    assert slow.batches == [[1], [2], [3, 4, 5]]
 
 
 async def test_what_comes_during_a_flush_goes_down_together_in_order_up_to_the_bound() -> None:
