@@ -21,7 +21,7 @@ from eventsourcing.postgres import PostgresApplicationRecorder, PostgresDatastor
 from psycopg.rows import tuple_row
 from psycopg.sql import SQL, Identifier, Literal
 
-from events.batching import Batcher, Overloaded
+from events.batching import Batcher, Overloaded, happens_within
 from events.connections import ONE_TRY_S, RECONNECT_S, BoundedConnection, bounded_pool, parameters_of
 from events.record import StoredFact, Written
 from events.store import AppendUnit, OutcomeUnknown, Scribe, StoreUnavailable, StreamHead, VersionConflict, heads_of
@@ -35,6 +35,8 @@ CONNECT_TIMEOUT_S = 0.5
 """Short, because those who come meanwhile wait behind it, and have to be answered as well."""
 GROUP_MAX = 200
 TAIL_MAX = 2_000
+ANSWER_WITHIN_S = 0.05
+"""So long a reader who has read all that we appended waits for what we are appending, before it asks the database."""
 READERS = 3
 FACTS_OF_A_STREAM = 10
 """About so many; it decides how full a page of stream ids is, and nothing else."""
@@ -152,6 +154,9 @@ class LogTail:
         facts = self._facts
         first = after + 1 - facts[0].position if facts else -1
         return facts[first : first + limit] if first >= 0 else []
+
+    def ends_at(self, position: int) -> bool:
+        return bool(self._facts) and self._facts[-1].position == position
 
 
 class LogWriter:
@@ -272,6 +277,8 @@ class PostgresStore(PostgresHistory):
         self._scribe = scribe
         self._writer: LogWriter | None = None
         self._tail = LogTail()
+        self._answered = asyncio.Event()
+        self._answered.set()
         self._appends: Batcher[AppendUnit, Sequence[StreamHead]] = Batcher(self._append_group, batch_max=GROUP_MAX)
 
     async def close(self) -> None:
@@ -289,6 +296,9 @@ class PostgresStore(PostgresHistory):
             raise OutcomeUnknown from None
 
     async def read_all(self, after: int, limit: int) -> Sequence[StoredFact]:
+        if self._tail.ends_at(after) and not self._answered.is_set():
+            # A commit is told to those who listen before its answer is here: what they were told of is what we wait for.
+            await happens_within(self._answered, ANSWER_WITHIN_S)
         if just_appended := self._tail.behind(after, limit):
             return just_appended
         return await super().read_all(after, limit)
@@ -325,8 +335,13 @@ class PostgresStore(PostgresHistory):
 
     async def _append_once(self, units: Sequence[Rows], group: Sequence[int]) -> Answers:
         rows = [row for index in group for stream in units[index] for row in stream]
-        positions = await (await self._opened_writer()).append(rows)
-        self._tail.append(positions, rows)
+        writer = await self._opened_writer()
+        self._answered.clear()
+        try:
+            positions = await writer.append(rows)
+            self._tail.append(positions, rows)
+        finally:
+            self._answered.set()
         answers: Answers = {}
         taken = 0
         for index in group:

@@ -1,5 +1,6 @@
 """What a writer remembers of its own appends: the same facts as the database has, and never past somebody else's."""
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
@@ -11,13 +12,16 @@ import psycopg
 import pytest
 from uuid_utils.compat import uuid7
 
+from events import postgres as module
 from events.facts import JobFailed, OutcomeCounts
-from events.postgres import TAIL_MAX, LogTail, PostgresStore
+from events.postgres import APPEND_LOCK, TAIL_MAX, LogTail, PostgresStore
 from events.record import SALT_BYTES, Cause, Written
 from events.store import AppendUnit, NewFacts, Scribe, StreamHead, VersionConflict
+from tests.builders import eventually
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 Open = Callable[[], PostgresStore]
+WHO_WAITS = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'advisory' AND datname = current_database()"
 
 
 @pytest.fixture
@@ -85,6 +89,38 @@ async def test_what_was_refused_is_not_remembered(open_store: Open) -> None:
     last = await append(store)
 
     assert [stored.position for stored in await store.read_all(first - 1, 10)] == [first, last]
+
+
+async def test_who_has_read_all_that_we_appended_waits_for_what_we_are_appending(
+    open_store: Open, migrated_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A commit is told to those who listen before the writer has its answer."""
+    monkeypatch.setattr(module, "ANSWER_WITHIN_S", 30.0)
+    store = open_store()
+    first = await append(store)
+    with psycopg.connect(migrated_database_url) as other:
+        other.execute("SELECT pg_advisory_xact_lock(%s)", [APPEND_LOCK])
+        appending = asyncio.create_task(append(store))
+        await eventually(lambda: other.execute(WHO_WAITS).fetchone() == (1,))
+        reading = asyncio.create_task(store.read_all(first, 10))
+        for _ in range(5):
+            assert await store.head() == first
+        assert not reading.done()
+
+    assert [stored.position for stored in await reading] == [await appending]
+
+
+async def test_an_append_that_takes_long_keeps_no_reader(open_store: Open, migrated_database_url: str) -> None:
+    store = open_store()
+    first = await append(store)
+    with psycopg.connect(migrated_database_url) as other:
+        other.execute("SELECT pg_advisory_xact_lock(%s)", [APPEND_LOCK])
+        appending = asyncio.create_task(append(store))
+        await eventually(lambda: other.execute(WHO_WAITS).fetchone() == (1,))
+        assert await store.read_all(first, 10) == []
+        assert not appending.done()
+
+    await appending
 
 
 def rows(count: int) -> list[Written]:
