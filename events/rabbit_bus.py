@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
 
 import aio_pika
-from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity, DeliveryError, PublishError
+from aio_pika.exceptions import AMQPError, ChannelClosed, ChannelNotFoundEntity, DeliveryError, PublishError
 from aio_pika.robust_channel import RobustChannel
 from aio_pika.robust_queue import RobustQueue
+from aiormq import spec
 from aiormq.abc import DeliveredMessage
 from faststream import AckPolicy
 from faststream.rabbit import Channel, ExchangeType, QueueType, RabbitBroker, RabbitExchange, RabbitQueue
@@ -61,7 +62,7 @@ class RabbitBus:
             reconnect_interval=1.0,
         )
         self._connection: Any = None
-        self._exchanges: dict[str | None, Any] = {}
+        self._publishing: Any = None
         self._inboxes: list[RabbitInbox] = []
 
     async def start(self) -> None:
@@ -69,9 +70,7 @@ class RabbitBus:
             self._connection = await self._broker.connect()
             self._connection.CHANNEL_CLASS = _DirectChannel
             await self._declare_all()
-            channel = await self._connection.channel(publisher_confirms=True, on_return_raises=True)
-            events = await channel.get_exchange(EVENTS_EXCHANGE, ensure=False)
-            self._exchanges = {None: channel.default_exchange, EVENTS_EXCHANGE: events}
+            self._publishing = await self._connection.channel(publisher_confirms=True, on_return_raises=True)
             await self._broker.start()
         except _DOWN as error:
             await self._close_quietly()
@@ -176,13 +175,19 @@ class RabbitBus:
             await channel.close()
 
     async def _publish(self, queue: Queue, body: bytes, headers: Mapping[str, Any]) -> None:
-        # On aio-pika's channel: what FastStream would add to a body (its type, the time, a correlation) nobody of ours reads.
-        await self._exchanges[queue.exchange].publish(
-            aio_pika.Message(body, headers=dict(headers), delivery_mode=aio_pika.DeliveryMode.PERSISTENT),
-            EVERY_EVENT.replace("#", "facts") if queue.exchange else queue.name,
-            mandatory=True,
-            timeout=CONFIRM_TIMEOUT_S,
-        )
+        # As aiormq has it: what FastStream and aio-pika would add to a message (its type, the time, …) nobody of ours reads.
+        if self._publishing.is_closed:  # As it is until a lost connection was restored: that may take for ever.
+            raise ChannelClosed
+        async with asyncio.timeout(CONFIRM_TIMEOUT_S):
+            channel = await self._publishing.get_underlay_channel()
+            await channel.basic_publish(
+                body,
+                exchange=queue.exchange or "",
+                routing_key=EVERY_EVENT.replace("#", "facts") if queue.exchange else queue.name,
+                properties=spec.Basic.Properties(headers=dict(headers), delivery_mode=aio_pika.DeliveryMode.PERSISTENT),
+                mandatory=True,
+                wait=False,
+            )
 
     async def _declare_all(self) -> None:
         """Declare every queue on a channel of our own: FastStream remembers what it declared and would not do it again."""
