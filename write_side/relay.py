@@ -14,6 +14,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 from domain.commands import LookUp, lines_of
@@ -36,6 +37,8 @@ QUEUE_TRIES = 3
 EPOCH_INTERVAL_S = 2.0
 REPUBLISH_PAGE = 200
 APART_S = 30.0
+HEAD_START_S = 0.005
+"""So long at most facts wait for the commands of their stretch to be confirmed: a queue that takes nothing keeps no view."""
 SAVE_AFTER_S = 0.02
 """What was published in so short a time is written down together, and when whoever waits for an answer has it."""
 OPENING_TOPICS = topics_of(JobSubmitted)
@@ -128,21 +131,25 @@ class Relay:
 
     async def _relay(self, stretch: Sequence[StoredFact]) -> None:
         """Publish a stretch; facts and commands go side by side, and neither's failure undoes the other."""
-        told = {checkpoints.COMMANDS: self._tell_commands(stretch), checkpoints.FACTS: self._tell_facts(stretch)}
+        telling = asyncio.ensure_future(self._tell_commands(stretch))
+        told = {checkpoints.COMMANDS: telling, checkpoints.FACTS: self._tell_facts(stretch, after=telling)}
         results = dict(zip(told, await asyncio.gather(*told.values(), return_exceptions=True), strict=True))
         self._move({name: reached for name, reached in results.items() if isinstance(reached, Checkpoint)})
         for result in results.values():
             if isinstance(result, BaseException):
                 raise result
 
-    async def _tell_facts(self, stretch: Sequence[StoredFact]) -> Checkpoint | None:
-        """Publish the facts that are new; gives how far that leads, None when none is."""
+    async def _tell_facts(self, stretch: Sequence[StoredFact], after: "asyncio.Future[Any]") -> Checkpoint | None:
+        """Publish the facts that are new; gives how far that leads, None when none is.
+
+        The commands go first: they have the longest way before them, and who reads the facts may share a process with a worker.
+        """
         done = self.checkpoints[checkpoints.FACTS]
         new = [stored for stored in stretch if stored.position > done.position]
         if not new:
             return None
-        # The commands go first: they have the longest way before them.
-        await asyncio.sleep(0)
+        if not after.done():
+            await asyncio.wait({after}, timeout=HEAD_START_S)
         headers = stretch_headers(done.position, new[-1].position, self._log_id)
         await self.bus.publish(FACTS, cloud_events(new, f"/lookup/{self._log_id}"), headers)
         log_head = done.log_head

@@ -47,6 +47,20 @@ class Ailing(MemoryBus):
         return await super().read_epoch()
 
 
+class Slow(Ailing):
+    """A broker that takes its time for commands."""
+
+    def __init__(self) -> None:
+        super().__init__(broken=set())
+        self.asked = asyncio.Event()
+        self.confirms = asyncio.Event()
+
+    async def publish_each(self, bodies: Mapping[Queue, bytes]) -> None:
+        self.asked.set()
+        await self.confirms.wait()
+        await super().publish_each(bodies)
+
+
 class Relaying:
     """A log with one job for three services, and a relay between it and a broker."""
 
@@ -121,6 +135,34 @@ async def test_a_broker_that_goes_down_halfway_is_not_taken_for_a_bad_queue() ->
     async with relaying.running(relaying.bus):
         await eventually(lambda: relaying.stands_at() == 2)
     assert relaying.waiting() == set(LANES.values())
+
+
+async def test_facts_are_told_when_the_commands_of_their_stretch_are_confirmed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "HEAD_START_S", 600.0)
+    bus = Slow()
+    relaying = Relaying(bus)
+    await relaying.begin()
+
+    async with relaying.running(bus):
+        await eventually(bus.asked.is_set)
+        await asyncio.sleep(0.01)
+        assert not bus.waiting(FACTS.name)
+        bus.confirms.set()
+        await eventually(lambda: bool(bus.waiting(FACTS.name)))
+
+    assert relaying.waiting() == set(LANES.values())
+
+
+async def test_commands_that_nobody_confirms_keep_no_facts() -> None:
+    bus = Slow()
+    relaying = Relaying(bus)
+    await relaying.begin()
+
+    async with relaying.running(bus):
+        await eventually(lambda: bool(bus.waiting(FACTS.name)))
+        assert bus.asked.is_set()
+
+    assert relaying.waiting() == set()
 
 
 async def test_a_broker_that_served_another_log_is_told_of_all_open_tasks() -> None:
