@@ -58,16 +58,6 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="ignore", frozen=True)
 
-    def __init__(self, **given: Any) -> None:
-        try:
-            super().__init__(**given)
-        except ValidationError as error:
-            complaints = dict.fromkeys(map(_complaint, error.errors()))
-            raise SettingUnreadable(" ".join(complaints)) from None
-        except SettingsError as error:
-            field = re.search(r'field "(\w+)"', str(error))
-            raise SettingUnreadable(f"{PREFIX}{field[1].upper() if field else '…'} must be JSON.") from None
-
     # Where the servers are. None of them given: embedded ones are started by `lookup up`.
     database_url: PostgresUrl | None = Field(default=None, description="PostgreSQL, as the role lookup_app.")
     database_owner_url: PostgresUrl | None = Field(default=None, description="PostgreSQL, as its owner; for `lookup migrate`.")
@@ -154,6 +144,16 @@ class Settings(BaseSettings):
     claim_idle_s: float = Field(
         default=5.0, gt=1.0, description="On Redis streams: so long unheard of, a reader is taken for dead."
     )
+
+    def __init__(self, **given: Any) -> None:
+        try:
+            super().__init__(**given)
+        except ValidationError as error:
+            complaints = dict.fromkeys(map(_complaint, error.errors()))
+            raise SettingUnreadable(" ".join(complaints)) from None
+        except SettingsError as error:
+            field = re.search(r'field "(\w+)"', str(error))
+            raise SettingUnreadable(f"{PREFIX}{field[1].upper() if field else '…'} must be JSON.") from None
 
     @property
     def rules(self) -> Rules:

@@ -245,8 +245,9 @@ class RabbitInbox(Arrivals):
         shares = headers.pop(SHARES, None)
         # What RabbitMQ gave up on comes from the dead letters, and is the share of the queue that it died in.
         body = _share_of(headers.get(DIED_IN, self._queue_name), shares, message.body) if shares else message.body
-        # A quorum queue counts earlier deliveries in a header that is absent the first time.
-        delivery_count = int(headers.get("x-delivery-count", "0")) + 1
+        # A quorum queue counts earlier deliveries in a header that is absent the first time (and then may be anybody's).
+        earlier = headers.get("x-delivery-count", "")
+        delivery_count = int(earlier) + 1 if earlier.isdecimal() else 1
         # Of our own messages each has an id, which aiormq makes. What came without any counts as another message each time.
         message_id = message.message_id or message.correlation_id or uuid4().hex
         self._arrived.put_nowait(Delivery(body, headers, delivery_count, message, message_id))

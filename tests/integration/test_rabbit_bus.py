@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import aio_pika
 import pytest
@@ -128,6 +129,48 @@ async def reading(rabbitmq_url: str, queue: Queue) -> AsyncIterator[tuple[Rabbit
         yield bus, inbox
     finally:
         await bus.stop()
+
+
+async def test_a_broker_that_comes_back_is_read_and_published_to_again(folder: Path) -> None:
+    node = RabbitMQNode(folder)
+    await asyncio.to_thread(node.start)
+    try:
+        async with reading(node.broker.url, OUTCOMES) as (bus, inbox):
+            await bus.publish(OUTCOMES, b"before")
+            await inbox.ack([await one(inbox)])
+            await inbox.drain()
+            await asyncio.to_thread(node.kill)
+            with pytest.raises(BusUnavailable):
+                await bus.publish(OUTCOMES, b"lost")
+            await asyncio.to_thread(node.start)
+
+            async with asyncio.timeout(PATIENCE_S):
+                while not await published(bus, b"after"):  # noqa: ASYNC110 - nobody tells when a connection is restored
+                    await asyncio.sleep(0.1)
+            assert (await one(inbox)).body == b"after"
+    finally:
+        await asyncio.to_thread(node.stop)
+
+
+async def published(bus: RabbitBus, body: bytes) -> bool:
+    try:
+        await bus.publish(OUTCOMES, body)
+    except BusUnavailable:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("count", ["many", "-1", None, 3.5])
+async def test_what_others_say_of_earlier_deliveries_is_no_matter(count: object, rabbitmq_vhost_url: str) -> None:
+    async with reading(rabbitmq_vhost_url, OUTCOMES) as (_, inbox):
+        connection = await aio_pika.connect(rabbitmq_vhost_url)
+        async with connection, connection.channel() as channel:
+            headers: Any = {"x-delivery-count": count}
+            await channel.default_exchange.publish(aio_pika.Message(b"theirs", headers=headers), OUTCOMES.name)
+
+            delivery = await one(inbox)
+
+    assert (delivery.body, delivery.delivery_count) == (b"theirs", 1)
 
 
 async def test_what_was_drained_does_not_come_again_though_we_die(
