@@ -67,7 +67,7 @@ class RabbitBus:
 
     async def start(self) -> None:
         try:
-            self._connection = await self._broker.connect()
+            self._connection = await self._connect()
             self._connection.CHANNEL_CLASS = _DirectChannel
             await self._declare_all()
             self._publishing = await self._connection.channel(publisher_confirms=True, on_return_raises=True)
@@ -78,6 +78,18 @@ class RabbitBus:
 
     async def stop(self) -> None:
         await self._close_quietly()
+
+    async def _connect(self) -> Any:
+        """An attempt of aio-pika's that is cancelled goes on for ever, and nobody can close it: so it is let come to an end."""
+        connecting = asyncio.ensure_future(self._broker.connect())
+        try:
+            return await asyncio.shield(connecting)
+        except asyncio.CancelledError:
+            await asyncio.wait({connecting}, timeout=STOP_S)
+            if connecting.done() and not connecting.cancelled() and connecting.exception() is None:
+                self._connection = connecting.result()
+                await self._close_quietly()
+            raise
 
     async def publish(self, queue: Queue, body: bytes, headers: Mapping[str, str] | None = None) -> None:
         await self._publish_surely(queue, body, headers or {}, no_queue=(PublishError, DeliveryError))

@@ -14,6 +14,7 @@ from events import acknowledging
 from events.bus import ALL_QUEUES, COMMANDS, DEAD_LETTERS, DELIVERY_LIMIT, OUTCOMES, BusUnavailable, Delivery, Inbox, Queue
 from events.facts import Priority, Service
 from events.rabbit_bus import RabbitBus
+from tests.builders import eventually
 from tests.servers.rabbitmq import RabbitMQNode
 
 PATIENCE_S = 25.0
@@ -136,9 +137,6 @@ async def test_a_broker_that_comes_back_is_read_and_published_to_again(folder: P
     await asyncio.to_thread(node.start)
     try:
         async with reading(node.broker.url, OUTCOMES) as (bus, inbox):
-            await bus.publish(OUTCOMES, b"before")
-            await inbox.ack([await one(inbox)])
-            await inbox.drain()
             await asyncio.to_thread(node.kill)
             with pytest.raises(BusUnavailable):
                 await bus.publish(OUTCOMES, b"lost")
@@ -150,6 +148,30 @@ async def test_a_broker_that_comes_back_is_read_and_published_to_again(folder: P
             assert (await one(inbox)).body == b"after"
     finally:
         await asyncio.to_thread(node.stop)
+
+
+async def test_who_is_stopped_while_it_connects_leaves_nobody_behind_who_tries_for_ever() -> None:
+    asked = asyncio.Event()
+    ends: list[asyncio.StreamWriter] = []
+
+    async def say_nothing(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        ends.append(writer)
+        asked.set()
+
+    async with await asyncio.start_server(say_nothing, "127.0.0.1", 0) as server:
+        bus = RabbitBus(f"amqp://guest:guest@127.0.0.1:{server.sockets[0].getsockname()[1]}/")
+        starting = asyncio.create_task(bus.start())
+        async with asyncio.timeout(PATIENCE_S):
+            await asked.wait()
+            starting.cancel()
+            await asyncio.sleep(0)
+            for end in ends:
+                end.close()
+            with pytest.raises(asyncio.CancelledError):
+                await starting
+            await bus.stop()
+
+        await eventually(lambda: not [task for task in asyncio.all_tasks() if "__connection_factory" in repr(task)])
 
 
 async def published(bus: RabbitBus, body: bytes) -> bool:
