@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
 from uuid import UUID
@@ -91,6 +91,16 @@ async def test_what_was_refused_is_not_remembered(open_store: Open) -> None:
     assert [stored.position for stored in await store.read_all(first - 1, 10)] == [first, last]
 
 
+@asynccontextmanager
+async def held_up(store: PostgresStore, database_url: str) -> AsyncIterator["asyncio.Task[int]"]:
+    """An append that waits for the lock, and has it afterwards."""
+    with psycopg.connect(database_url) as other:
+        other.execute("SELECT pg_advisory_xact_lock(%s)", [APPEND_LOCK])
+        appending = asyncio.create_task(append(store))
+        await eventually(lambda: other.execute(WHO_WAITS).fetchone() == (1,))
+        yield appending
+
+
 async def test_who_has_read_all_that_we_appended_waits_for_what_we_are_appending(
     open_store: Open, migrated_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,10 +108,7 @@ async def test_who_has_read_all_that_we_appended_waits_for_what_we_are_appending
     monkeypatch.setattr(module, "ANSWER_WITHIN_S", 30.0)
     store = open_store()
     first = await append(store)
-    with psycopg.connect(migrated_database_url) as other:
-        other.execute("SELECT pg_advisory_xact_lock(%s)", [APPEND_LOCK])
-        appending = asyncio.create_task(append(store))
-        await eventually(lambda: other.execute(WHO_WAITS).fetchone() == (1,))
+    async with held_up(store, migrated_database_url) as appending:
         reading = asyncio.create_task(store.read_all(first, 10))
         for _ in range(5):
             assert await store.head() == first
@@ -113,10 +120,7 @@ async def test_who_has_read_all_that_we_appended_waits_for_what_we_are_appending
 async def test_an_append_that_takes_long_keeps_no_reader(open_store: Open, migrated_database_url: str) -> None:
     store = open_store()
     first = await append(store)
-    with psycopg.connect(migrated_database_url) as other:
-        other.execute("SELECT pg_advisory_xact_lock(%s)", [APPEND_LOCK])
-        appending = asyncio.create_task(append(store))
-        await eventually(lambda: other.execute(WHO_WAITS).fetchone() == (1,))
+    async with held_up(store, migrated_database_url) as appending:
         assert await store.read_all(first, 10) == []
         assert not appending.done()
 
