@@ -268,13 +268,13 @@ class RabbitInbox(Arrivals):
 async def _acknowledge(messages: Sequence["_Message"]) -> None:
     for message in messages:
         with suppress(*_DOWN):  # Lost with the connection: it is delivered again, which is promised.
-            await message.channel.basic_ack(message.delivery_tag)
+            await message.ack()
 
 
 class _Message:
     """What we need of an aio-pika message, which takes a good part of a millisecond to be made."""
 
-    __slots__ = ("body", "channel", "correlation_id", "delivery_tag", "headers", "message_id")
+    __slots__ = ("_acknowledged", "body", "channel", "correlation_id", "delivery_tag", "headers", "message_id")
 
     def __init__(self, delivered: DeliveredMessage) -> None:
         properties = delivered.header.properties
@@ -284,6 +284,13 @@ class _Message:
         self.body = delivered.body
         self.channel = delivered.channel
         self.delivery_tag = cast("int", delivered.delivery_tag)
+        self._acknowledged = False
+
+    async def ack(self) -> None:
+        """Only once: RabbitMQ closes a channel that acknowledges what it has not in hand, and gives back the rest of it."""
+        if not self._acknowledged:
+            self._acknowledged = True
+            await self.channel.basic_ack(self.delivery_tag)
 
 
 class _DirectQueue(RobustQueue):

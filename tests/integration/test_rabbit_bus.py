@@ -175,6 +175,22 @@ async def test_who_is_stopped_while_it_connects_leaves_nobody_behind_who_tries_f
         await eventually(lambda: not [task for task in asyncio.all_tasks() - others if "__connection_factory" in repr(task)])
 
 
+async def test_what_is_acknowledged_twice_takes_nothing_else_from_its_reader(rabbitmq_vhost_url: str) -> None:
+    """RabbitMQ closes a channel that acknowledges what it has not in hand, and gives the rest of it back."""
+    async with reading(rabbitmq_vhost_url, OUTCOMES) as (bus, inbox):
+        for body in (b"first", b"second"):
+            await bus.publish(OUTCOMES, body)
+        first, _ = await one(inbox), await one(inbox)
+        for _ in range(2):
+            await inbox.ack([first])
+            await inbox.drain()
+        await bus.publish(OUTCOMES, b"third")
+
+        third = await one(inbox)
+
+    assert (third.body, third.delivery_count) == (b"third", 1)
+
+
 async def published(bus: RabbitBus, body: bytes) -> bool:
     try:
         await bus.publish(OUTCOMES, body)
