@@ -3,12 +3,14 @@
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import aio_pika
 import psycopg
 import redis
 
+from tests.builders import eventually
 from tests.servers.postgres import fresh_database
 from tests.servers.rabbitmq import RabbitMQ, RabbitMQNode
 from tests.servers.valkey import RedisDatabases
@@ -68,6 +70,15 @@ async def test_each_test_has_an_empty_vhost(rabbitmq: RabbitMQ) -> None:
             assert queue.declaration_result.message_count == 0
 
 
+def is_written(word: bytes, folder: Path) -> bool:
+    """In any of its files; one may be renamed meanwhile."""
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            if path.is_file() and word in path.read_bytes():
+                return True
+    return False
+
+
 async def test_a_killed_node_comes_back_with_its_durable_queues(tmp_path: Path) -> None:
     node = RabbitMQNode(tmp_path)
     node.start()
@@ -75,6 +86,8 @@ async def test_a_killed_node_comes_back_with_its_durable_queues(tmp_path: Path) 
         async with await aio_pika.connect(node.broker.url) as connection:
             channel = await connection.channel()
             await channel.declare_queue("kept", durable=True)
+        # RabbitMQ says that a queue is declared, and writes that down a moment later.
+        await eventually(lambda: is_written(b"kept", tmp_path / "data"))
         node.kill()
 
         node.start()
