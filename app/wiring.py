@@ -281,7 +281,7 @@ class Wiring:
         assert self.settings.database_url is not None
         async with _started(self.bus()) as bus:
             ledger = partial(open_ledger, self.settings.database_url)
-            await Relay(ledger, self.store, bus, utc_now, counters=self.counters.of(RelayCounters)).run()
+            await Relay(ledger, self.store, bus, utc_now, counters=self.counters.of(RelayCounters), tail=self.store.tail).run()
 
     async def gather(self) -> None:
         bus = self.bus()
@@ -319,6 +319,7 @@ class Wiring:
             utc_now,
             self.counters.of(ProjectorCounters),
             generations=RedisGenerations(self.redis, self.keys),
+            tail=self.store.tail,
         ).run()
 
     @cached_property

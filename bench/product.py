@@ -27,7 +27,7 @@ from workers.lookup import Answer, Result
 
 LAYOUTS: dict[str, list[list[str]]] = {
     "one process": [["write", "read", "relay", "saga", "projector", "worker"]],
-    "two processes": [["write", "relay", "saga"], ["read", "projector", "worker"]],
+    "two processes": [["write", "relay", "saga", "projector"], ["read", "worker"]],
 }
 """The parts of each process. One process is what `lookup up` runs."""
 

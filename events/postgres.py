@@ -23,6 +23,7 @@ from psycopg.sql import SQL, Identifier, Literal
 
 from events.batching import Batcher, Overloaded, happens_within
 from events.connections import ONE_TRY_S, RECONNECT_S, BoundedConnection, bounded_pool, parameters_of
+from events.log_tail import LogTail
 from events.record import StoredFact, Written
 from events.store import AppendUnit, OutcomeUnknown, Scribe, StoreUnavailable, StreamHead, VersionConflict, heads_of
 
@@ -34,7 +35,6 @@ LIMITS = f"-c lock_timeout={LOCK_TIMEOUT_MS} -c statement_timeout={STATEMENT_TIM
 CONNECT_TIMEOUT_S = 0.5
 """Short, because those who come meanwhile wait behind it, and have to be answered as well."""
 GROUP_MAX = 200
-TAIL_MAX = 2_000
 ANSWER_WITHIN_S = 0.05
 """So long a reader who has read all that we appended waits for what we are appending, before it asks the database."""
 READERS = 3
@@ -125,38 +125,6 @@ class LogRecorder(PostgresApplicationRecorder):
         with self.datastore.get_connection() as conn, conn.cursor(binary=True, row_factory=tuple_row) as curs:
             curs.execute(query, params, prepare=True)
             return [StoredFact._make(row) for row in curs.fetchall()]
-
-
-class LogTail:
-    """The last facts that this process appended, without a gap: a relay beside the writer need not ask the database for them.
-
-    Positions are handed out in commit order, so nothing can lie between a position and the next one.
-    """
-
-    def __init__(self) -> None:
-        self._facts: list[StoredFact] = []
-
-    def append(self, positions: Sequence[int], rows: Sequence[Written]) -> None:
-        facts = [
-            StoredFact(position, row.stream_id, row.stream_version, row.topic, row.state)
-            for position, row in zip(positions, rows, strict=True)
-        ]
-        gapless = positions[-1] - positions[0] == len(positions) - 1
-        follows = bool(self._facts) and self._facts[-1].position + 1 == positions[0]
-        if not follows:
-            self._facts.clear()
-        if gapless:
-            self._facts += facts
-        del self._facts[:-TAIL_MAX]
-
-    def behind(self, after: int, limit: int) -> list[StoredFact]:
-        """The facts right behind a position, at most `limit`; nothing when the database must be asked."""
-        facts = self._facts
-        first = after + 1 - facts[0].position if facts else -1
-        return facts[first : first + limit] if first >= 0 else []
-
-    def ends_at(self, position: int) -> bool:
-        return bool(self._facts) and self._facts[-1].position == position
 
 
 class LogWriter:
@@ -268,7 +236,7 @@ class PostgresHistory:
 
 
 class PostgresStore(PostgresHistory):
-    """The `EventStore` on PostgreSQL. `close` after use."""
+    """The `EventStore` on PostgreSQL. `close` after use. `tail` is what it appended last, for its neighbours."""
 
     _limits = LIMITS
 
@@ -276,7 +244,7 @@ class PostgresStore(PostgresHistory):
         super().__init__(database_url)
         self._scribe = scribe
         self._writer: LogWriter | None = None
-        self._tail = LogTail()
+        self.tail = LogTail()
         self._answered = asyncio.Event()
         self._answered.set()
         self._appends: Batcher[AppendUnit, Sequence[StreamHead]] = Batcher(self._append_group, batch_max=GROUP_MAX)
@@ -296,10 +264,10 @@ class PostgresStore(PostgresHistory):
             raise OutcomeUnknown from None
 
     async def read_all(self, after: int, limit: int) -> Sequence[StoredFact]:
-        if self._tail.ends_at(after) and not self._answered.is_set():
+        if self.tail.ends_at(after) and not self._answered.is_set():
             # A commit is told to those who listen before its answer is here: what they were told of is what we wait for.
             await happens_within(self._answered, ANSWER_WITHIN_S)
-        if just_appended := self._tail.behind(after, limit):
+        if just_appended := self.tail.behind(after, limit):
             return just_appended
         return await super().read_all(after, limit)
 
@@ -339,7 +307,7 @@ class PostgresStore(PostgresHistory):
         self._answered.clear()
         try:
             positions = await writer.append(rows)
-            self._tail.append(positions, rows)
+            self.tail.append([_stored(position, row) for position, row in zip(positions, rows, strict=True)])
         finally:
             self._answered.set()
         answers: Answers = {}
@@ -373,6 +341,10 @@ class PostgresStore(PostgresHistory):
             positions = [p for stream in units[index] for p in await writer.committed_positions(stream) or ()]
             answers[index] = heads_of(units[index], positions)
         return answers
+
+
+def _stored(position: int, row: Written) -> StoredFact:
+    return StoredFact(position, row.stream_id, row.stream_version, row.topic, row.state)
 
 
 def open_datastore(

@@ -6,6 +6,7 @@ Promises:
   store stands where we believe it to. Then the store is believed, and the log is read from its checkpoint on.
 - **No gaps.** A stretch that begins behind our checkpoint is folded from the log instead. So is the log itself, once a second,
   when the broker is silent: a wiped or rolled back store and a lost message heal by themselves.
+- **Neighbours first.** What this process appended itself is folded before the broker brings it, which is then too late.
 - **Stops loudly** at a fact of the log that it does not know (`UnknownFact`), rather than skip it. A message that cannot
   be read loses nothing: it goes to the dead letters when the log has been read instead.
 """
@@ -17,11 +18,13 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from domain.commands import Rules
+from events.batching import happens_within
 from events.bus import FACTS, Bus, Delivery, Inbox
 from events.catalog import UnknownFact
 from events.dead_letters import Reason, put_aside
 from events.ending import end
 from events.facts import ResultReference
+from events.log_tail import LogTail
 from events.record import Recorded, read
 from events.store import HistoryReader, StoreUnavailable
 from events.wire import is_of_log, read_batch, stretch_of
@@ -92,6 +95,8 @@ class Projector:
     counters: ProjectorCounters = field(default_factory=ProjectorCounters)
     table: Sequence[View] = PROJECTIONS
     generations: GenerationStore | None = None
+    tail: LogTail = field(default_factory=LogTail)
+    """What this process appends itself, if anything."""
 
     def __post_init__(self) -> None:
         self._folder = Folder(self.store, self.table, Terms(self.rules, self.retention))
@@ -130,21 +135,35 @@ class Projector:
 
     async def _follow(self, inbox: Inbox, building: "asyncio.Task[None]") -> None:
         """Ends in an error if `building` does. No task group: it passes on one cancellation only, and that may get lost."""
-        taking = asyncio.ensure_future(inbox.take(IN_HAND_MAX))
+        clock = asyncio.get_running_loop().time
+        woken = asyncio.Event()
+        taking = _taking(inbox, woken)
+        quiet_since = clock()
         try:
-            while True:
-                if building.done():
-                    building.result()
-                done, _ = await asyncio.wait({taking}, timeout=TICK_S)
-                if not done:
-                    await self.catch_up()
-                    continue
-                deliveries = taking.result()
-                taking = asyncio.ensure_future(inbox.take(IN_HAND_MAX))
-                await self.project(deliveries)
-                await inbox.ack(deliveries)
+            with self.tail.waking(woken):
+                while True:
+                    if building.done():
+                        building.result()
+                    left_s = quiet_since + TICK_S - clock()
+                    if left_s <= 0 or not await happens_within(woken, left_s):
+                        await self.catch_up()
+                        quiet_since = clock()
+                        continue
+                    woken.clear()
+                    await self._project_own()
+                    if taking.done():
+                        deliveries = taking.result()
+                        taking = _taking(inbox, woken)
+                        await self.project(deliveries)
+                        await inbox.ack(deliveries)
+                        quiet_since = clock()
         finally:
             taking.cancel()
+
+    async def _project_own(self) -> None:
+        """Fold what this process appended and its relay has released, before the broker brings it."""
+        own = self.tail.behind(self._at.position, COMMIT_MAX)
+        await self._fold_surely([read(stored) for stored in own if stored.position <= self.tail.released])
 
     async def project(self, deliveries: Sequence[Delivery]) -> None:
         """Fold what these deliveries bring behind our checkpoint, and what they leave out from the log."""
@@ -168,12 +187,16 @@ class Projector:
                 unreadable.append(delivery)
             else:
                 reached = position
+        await self._fold_surely(facts)
+        if unreadable:
+            await self._put_aside(unreadable)
+
+    async def _fold_surely(self, facts: Sequence[Recorded]) -> None:
+        """If the view store turns out to stand elsewhere, the log is read at once: somebody may wait for what was in hand."""
         stood = self._at
         await self._fold_and_commit(facts)
         if self._at is not stood:
-            await self.catch_up()  # What was in hand is read from the log at once: somebody may wait for it.
-        if unreadable:
-            await self._put_aside(unreadable)
+            await self.catch_up()
 
     async def _put_aside(self, unreadable: Sequence[Delivery]) -> None:
         """The log has what these were to bring. If that is a fact that we do not know, it stops us there, and they stay."""
@@ -325,6 +348,13 @@ class Projector:
         level = logging.INFO if verdict is Verdict.GENERATION else logging.WARNING
         log.log(level, "The views are not where we left them (%s): going on from where they stand.", verdict)
         await self._take_over()
+
+
+def _taking(inbox: Inbox, woken: asyncio.Event) -> "asyncio.Future[list[Delivery]]":
+    """What the inbox is given next, and an event that is set then."""
+    taking = asyncio.ensure_future(inbox.take(IN_HAND_MAX))
+    taking.add_done_callback(lambda _: woken.set())
+    return taking
 
 
 def _stretches_of(deliveries: Sequence[Delivery]) -> tuple[list[tuple[int, int, Delivery]], list[Delivery]]:

@@ -7,6 +7,8 @@ Promises:
   that was frozen and wakes can only publish again what was published.
 - **No queue holds up the rest.** A queue that takes nothing is tried again within a bound, then passed over: the deadlines
   dispatch its tasks again.
+- **Neighbours first.** Where the leading projector is a part of this process, it has the facts from the log's tail as soon as
+  their commands have left. For the broker they leave a moment later, together with what has come meanwhile.
 """
 
 import asyncio
@@ -24,6 +26,7 @@ from events.catalog import topics_of
 from events.chain import next_head
 from events.ending import end
 from events.facts import Erased, Fact, JobCancelled, JobCompleted, JobFailed, JobSubmitted, Service, Task, TasksDispatched
+from events.log_tail import LogTail
 from events.record import StoredFact, envelope_of, fact_of, hash_of
 from events.store import EventStore
 from events.wire import cloud_events, stretch_headers
@@ -39,6 +42,8 @@ REPUBLISH_PAGE = 200
 APART_S = 30.0
 HEAD_START_S = 0.005
 """So long at most facts wait for the commands of their stretch to be confirmed: a queue that takes nothing keeps no view."""
+TOGETHER_S = 0.05
+"""So long at most facts wait for others to leave with, where the leading projector has them from the log's tail."""
 SAVE_AFTER_S = 0.02
 """What was published in so short a time is written down together, and when whoever waits for an answer has it."""
 OPENING_TOPICS = topics_of(JobSubmitted)
@@ -71,7 +76,10 @@ class Relay:
     checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
     leading: bool = False
     counters: RelayCounters = field(default_factory=RelayCounters)
+    tail: LogTail = field(default_factory=LogTail)
+    """What this process appends itself, if anything."""
     _log_id: str = ""
+    _facts_leave_at: float | None = None
     _unsaved: dict[str, Checkpoint] = field(default_factory=dict)
     _save_at: float = 0.0
     _apart_until: float = 0.0
@@ -103,13 +111,13 @@ class Relay:
                 epoch_checked_at = clock()
             stretch = await self.store.read_all(min(c.position for c in self.checkpoints.values()), STRETCH_MAX)
             if stretch:
-                await self._alive(ledger, self._relay(stretch))
+                await self._relay(ledger, stretch)
             if self._unsaved and clock() >= self._save_at:
                 await self._save(ledger)
             if len(stretch) == STRETCH_MAX:
                 continue
             # What was committed meanwhile has notified us already: then this wait is none.
-            if not await ledger.wait_for_more(SAVE_AFTER_S if self._unsaved else HEARTBEAT_S):
+            if not await ledger.wait_for_more(self._patience_s()):
                 await (self._save(ledger) if self._unsaved else ledger.keep_alive())
 
     async def _alive(self, ledger: RelayLedger, work: Awaitable[None]) -> None:
@@ -129,27 +137,57 @@ class Relay:
         if ahead > head:
             raise CheckpointAhead(f"The relay has told the log up to position {ahead}, and the log ends at {head}.")
 
-    async def _relay(self, stretch: Sequence[StoredFact]) -> None:
+    def _patience_s(self) -> float:
+        """How long to wait for more, while there is something left to be done about what there is."""
+        patience_s = SAVE_AFTER_S if self._unsaved else HEARTBEAT_S
+        if self._facts_leave_at is None:
+            return patience_s
+        return max(0.0, min(patience_s, self._facts_leave_at - asyncio.get_running_loop().time()))
+
+    async def _relay(self, ledger: RelayLedger, stretch: Sequence[StoredFact]) -> None:
+        done = self.checkpoints[checkpoints.COMMANDS]
+        to_all = not self._facts_can_wait(stretch)
+        if to_all or any(stored.topic in _DISPATCHED for stored in stretch if stored.position > done.position):
+            await self._alive(ledger, self._publish(stretch, to_all=to_all))
+        elif stretch[-1].position > done.position:
+            self.tail.release(stretch[-1].position)
+            self._move({checkpoints.COMMANDS: Checkpoint(stretch[-1].position, done.log_head)})
+
+    def _facts_can_wait(self, stretch: Sequence[StoredFact]) -> bool:
+        """Whether the leading projector has heard of all of these, or will in a moment, and none of them waits for too long."""
+        now = asyncio.get_running_loop().time()
+        if not self.tail.is_heard or not self.tail.holds(stretch) or len(stretch) == STRETCH_MAX:
+            self._facts_leave_at = None
+        elif self._facts_leave_at is None:
+            self._facts_leave_at = now + TOGETHER_S
+        elif self._facts_leave_at <= now:
+            self._facts_leave_at = None
+        return self._facts_leave_at is not None
+
+    async def _publish(self, stretch: Sequence[StoredFact], *, to_all: bool) -> None:
         """Publish a stretch; facts and commands go side by side, and neither's failure undoes the other."""
         telling = asyncio.ensure_future(self._tell_commands(stretch))
-        told = {checkpoints.COMMANDS: telling, checkpoints.FACTS: self._tell_facts(stretch, after=telling)}
+        told = {checkpoints.COMMANDS: telling, checkpoints.FACTS: self._tell_facts(stretch, after=telling, to_all=to_all)}
         results = dict(zip(told, await asyncio.gather(*told.values(), return_exceptions=True), strict=True))
         self._move({name: reached for name, reached in results.items() if isinstance(reached, Checkpoint)})
         for result in results.values():
             if isinstance(result, BaseException):
                 raise result
 
-    async def _tell_facts(self, stretch: Sequence[StoredFact], after: "asyncio.Future[Any]") -> Checkpoint | None:
-        """Publish the facts that are new; gives how far that leads, None when none is.
+    async def _tell_facts(
+        self, stretch: Sequence[StoredFact], after: "asyncio.Future[Any]", *, to_all: bool
+    ) -> Checkpoint | None:
+        """Tell our neighbours the facts, and publish those that are new; gives how far that leads, None when none is.
 
         The commands go first: they have the longest way before them, and who reads the facts may share a process with a worker.
         """
-        done = self.checkpoints[checkpoints.FACTS]
-        new = [stored for stored in stretch if stored.position > done.position]
-        if not new:
-            return None
         if not after.done():
             await asyncio.wait({after}, timeout=HEAD_START_S)
+        self.tail.release(stretch[-1].position)
+        done = self.checkpoints[checkpoints.FACTS]
+        new = [stored for stored in stretch if stored.position > done.position]
+        if not new or not to_all:
+            return None
         headers = stretch_headers(done.position, new[-1].position, self._log_id)
         await self.bus.publish(FACTS, cloud_events(new, f"/lookup/{self._log_id}"), headers)
         log_head = done.log_head

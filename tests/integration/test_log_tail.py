@@ -14,8 +14,9 @@ from uuid_utils.compat import uuid7
 
 from events import postgres as module
 from events.facts import JobFailed, OutcomeCounts
-from events.postgres import APPEND_LOCK, TAIL_MAX, LogTail, PostgresStore
-from events.record import SALT_BYTES, Cause, Written
+from events.log_tail import TAIL_MAX, LogTail
+from events.postgres import APPEND_LOCK, PostgresStore
+from events.record import SALT_BYTES, Cause, StoredFact
 from events.store import AppendUnit, NewFacts, Scribe, StreamHead, VersionConflict
 from tests.builders import eventually
 
@@ -127,14 +128,14 @@ async def test_an_append_that_takes_long_keeps_no_reader(open_store: Open, migra
     await appending
 
 
-def rows(count: int) -> list[Written]:
-    return [Written(uuid7(), 1, "topic", b"state", b"") for _ in range(count)]
+def facts(*positions: int) -> list[StoredFact]:
+    return [StoredFact(position, uuid7(), 1, "topic", b"state") for position in positions]
 
 
 def test_only_the_last_facts_are_remembered() -> None:
     tail = LogTail()
     for position in range(1, 3 * TAIL_MAX):
-        tail.append([position], rows(1))
+        tail.append(facts(position))
 
     assert tail.behind(0, 1) == []
     assert len(tail.behind(2 * TAIL_MAX, 5 * TAIL_MAX)) == TAIL_MAX - 1
@@ -142,7 +143,38 @@ def test_only_the_last_facts_are_remembered() -> None:
 
 def test_a_transaction_with_a_hole_is_left_to_the_database() -> None:
     tail = LogTail()
-    tail.append([1, 2], rows(2))
-    tail.append([3, 5], rows(2))
+    tail.append(facts(1, 2))
+    tail.append(facts(3, 5))
 
     assert tail.behind(2, 10) == []
+
+
+def test_a_stretch_is_held_when_all_of_it_is_remembered() -> None:
+    tail = LogTail()
+    assert not tail.holds(facts(1))
+    tail.append(facts(3, 4, 5))
+
+    assert [tail.holds(stretch) for stretch in (facts(3, 4, 5), facts(4), facts(2, 3), facts(5, 6))] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+
+
+def test_who_listens_is_woken_by_a_release_and_not_by_one_of_what_was_released_already() -> None:
+    tail, woken = LogTail(), asyncio.Event()
+    with tail.waking(woken):
+        assert tail.is_heard
+        tail.append(facts(1, 2))
+        assert not woken.is_set()
+        tail.release(2)
+        assert woken.is_set()
+        woken.clear()
+        tail.release(1)
+        assert not woken.is_set()
+    tail.release(3)
+
+    assert not woken.is_set()
+    assert not tail.is_heard
+    assert tail.released == 3

@@ -11,6 +11,7 @@ from domain.commands import Succeeded, TaskOutcome, lines_of
 from domain.saga import LookupSaga, OpenTask, evolve
 from events.bus import COMMANDS, FACTS, Delivery, Inbox
 from events.facts import Erased, JobFact, TasksDispatched
+from events.log_tail import LogTail
 from events.record import Cause, StoredFact
 from events.store import AppendUnit, NewFacts, StreamHead, VersionConflict
 from events.wire import cloud_events, stretch_headers
@@ -161,10 +162,10 @@ async def _follow_at_hand(relay: Relay, ledger: RelayLedger) -> None:
     await _follow(relay, ledger)
 
 
-async def _move_then_publish(relay: Relay, stretch: Sequence[StoredFact]) -> None:
+async def _move_then_publish(relay: Relay, stretch: Sequence[StoredFact], after: object, *, to_all: bool) -> None:
     done = relay.checkpoints[checkpoints.FACTS]
     new = [stored for stored in stretch if stored.position > done.position]
-    if new:
+    if new and to_all:
         relay._move({checkpoints.FACTS: Checkpoint(new[-1].position, done.log_head)})
         await relay._save(_at_hand[id(relay)])
         await relay.bus.publish(FACTS, cloud_events(new, "/lookup"), stretch_headers(done.position, new[-1].position))
@@ -181,6 +182,12 @@ async def _checkpoint_then_views(projector: Projector, folded: Folded, position:
 
 _commit_views = Projector._commit_views
 
+
+def _remember_without_looking(tail: LogTail, facts: Sequence[StoredFact]) -> None:
+    """What others append in between will come some other way."""
+    tail._facts += facts
+
+
 MUTANTS = (
     Mutant("publish before append", ((LinkedStore, "append", _publish_facts_first),)),
     Mutant("commands out before the append commits", ((LinkedStore, "append", _send_commands_meanwhile),)),
@@ -195,4 +202,5 @@ MUTANTS = (
         ((Relay, "_follow", _follow_at_hand), (Relay, "_tell_facts", _move_then_publish)),
     ),
     Mutant("the projector's checkpoint is written before its views", ((Projector, "_commit_views", _checkpoint_then_views),)),
+    Mutant("a neighbour passes over what others appended", ((LogTail, "append", _remember_without_looking),)),
 )

@@ -1,6 +1,7 @@
 """The servers as a process sees them: the in-memory twins at the other end of a link that fails."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from copy import deepcopy
@@ -10,6 +11,7 @@ from uuid import UUID
 
 from events.bus import BusUnavailable, Delivery, Queue
 from events.facts import ResultReference
+from events.log_tail import LogTail
 from events.memory import MemoryBus, MemoryInbox, MemoryStore, Message
 from events.record import StoredFact
 from events.store import AppendUnit, OutcomeUnknown, Scribe, StoreUnavailable, StreamHead, VersionConflict
@@ -55,20 +57,39 @@ class WatchedStore(MemoryStore):
         return heads
 
 
+class CountedTail(LogTail):
+    """Counts how often a neighbour is given facts before the broker has them."""
+
+    def __init__(self, counts: Counter[str]) -> None:
+        super().__init__()
+        self._counts = counts
+
+    def release(self, position: int) -> None:
+        self._counts["a neighbour had facts first"] += self.is_heard and position > self.released and self.ends_at(position)
+        super().release(position)
+
+
 class LinkedStore:
-    """An `EventStore` at the other end of a link. `bus` is for mutants: those who append have no business with a broker."""
+    """An `EventStore` at the other end of a link. `bus` is for mutants: those who append have no business with a broker.
+
+    `tail` is what was appended here, as far as the answers came back.
+    """
 
     def __init__(self, store: MemoryStore, link: Link, bus: "LinkedBus") -> None:
         self.bus = bus
+        self.tail = CountedTail(link.network.counts)
         self._store = store
         self._link = link
 
     async def append(self, unit: AppendUnit) -> Sequence[StreamHead]:
         try:
             async with asyncio.timeout(unit.within_s):
-                return await self._link.call(lambda: self._append(unit), StoreUnavailable, in_doubt=OutcomeUnknown)
+                heads = await self._link.call(lambda: self._append(unit), StoreUnavailable, in_doubt=OutcomeUnknown)
         except TimeoutError:
             raise OutcomeUnknown from None
+        last = heads[-1].position
+        self.tail.append(self._store._log[last - sum(len(new.facts) for new in unit.streams) : last])
+        return heads
 
     def _append(self, unit: AppendUnit) -> Sequence[StreamHead]:
         network = self._link.network

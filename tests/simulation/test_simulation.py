@@ -44,6 +44,7 @@ HAPPENED = (
     "killed: saga",
     "killed: projector",
     "killed: worker",
+    "killed: together",
     # What it leads to:
     "dispatched again",
     "deferred",
@@ -61,6 +62,7 @@ HAPPENED = (
     "relay read the open jobs from the log",
     "saga read the open jobs from the log",
     "another projector took the lead",
+    "a neighbour had facts first",
     "commit refused: fenced",
     "commit refused: checkpoint",
     "commit refused: generation",

@@ -64,6 +64,8 @@ PATIENT_RULES = replace(RULES, redispatch_after=timedelta(seconds=LIFETIME_S))
 RETENTION = timedelta(hours=24)
 JOBS_MAX = 6
 GENTLE_SHARE = 0.25
+TOGETHER_SHARE = 0.3
+"""Worlds in which one more process runs the write side, a relay, a saga and a projector, as `lookup up` does."""
 ASKING_S = 8.0
 TROUBLE_S = 12.0
 REST_S = 20.0
@@ -204,6 +206,8 @@ class World:
         for name, start in starts:
             for number in range(1, self.chance.randint(1, 2) + 1):
                 self._start(Machine(f"{name}{number}", start, Process(f"{name}{number}")))
+        if Random(f"together {self.seed}").random() < TOGETHER_SHARE:
+            self._start(Machine("together1", self._start_together, Process("together1")))
         self.loop.spawn(self.nature, self._trouble())
         clients = Process("clients")
         for _ in range(self.chance.randint(1, JOBS_MAX)):
@@ -281,18 +285,24 @@ class World:
         machine.buses.append(bus)
         return bus
 
-    def _start_write(self, machine: Machine) -> None:
-        sagas = Sagas(self._store(machine))
+    def _start_together(self, machine: Machine) -> None:
+        store = self._store(machine)
+        for start in (self._start_write, self._start_relay, self._start_saga, self._start_projector):
+            start(machine, store)
+
+    def _start_write(self, machine: Machine, store: LinkedStore | None = None) -> None:
+        sagas = Sagas(store or self._store(machine))
         machine.submitter = Submitter(sagas, AddressPolicy(), self.rules, self.now, self.new_id, "default")
 
-    def _start_relay(self, machine: Machine) -> None:
+    def _start_relay(self, machine: Machine, together: LinkedStore | None = None) -> None:
         ledgers = machine.ledgers = self._ledgers(machine)
 
         async def relay() -> None:
             bus = self._bus(machine)
             try:
                 await bus.start()
-                await Relay(ledgers.open, self._store(machine), bus, self.now).run()
+                store = together or self._store(machine)
+                await Relay(ledgers.open, store, bus, self.now, tail=store.tail).run()
             finally:
                 await bus.stop()
 
@@ -301,8 +311,8 @@ class World:
     def _ledgers(self, machine: Machine) -> Ledgers:
         return Ledgers(self.ledgers, self.store, self._link(machine, STORE))
 
-    def _start_saga(self, machine: Machine) -> None:
-        store = self._store(machine)
+    def _start_saga(self, machine: Machine, together: LinkedStore | None = None) -> None:
+        store = together or self._store(machine)
         sagas = Sagas(store)
         relayed_position = self._ledgers(machine).relayed_position
 
@@ -320,11 +330,11 @@ class World:
         self._keep_running(machine, "gather", gather)
         self._keep_running(machine, "deadlines", deadlines.run)
 
-    def _start_projector(self, machine: Machine) -> None:
+    def _start_projector(self, machine: Machine, together: LinkedStore | None = None) -> None:
         async def project() -> None:
             bus = self._bus(machine)
-            documents = self._documents(machine)
-            await Projector(self._views(machine), self._store(machine), documents, bus, self.rules, RETENTION, self.now).run()
+            store, views, documents = together or self._store(machine), self._views(machine), self._documents(machine)
+            await Projector(views, store, documents, bus, self.rules, RETENTION, self.now, tail=store.tail).run()
 
         self._keep_running(machine, "projector", project)
 
@@ -552,7 +562,7 @@ class World:
 
     def _note_if_nobody_ends_jobs(self) -> None:
         """Called just before this ends."""
-        sagas = [other for other in self.machines if other.name.startswith("saga")]
+        sagas = [other for other in self.machines if other.name.startswith(("saga", "together"))]
         if all(saga.process.frozen or (saga.name, STORE) in self.network.cut for saga in sagas):
             self.able_again = max(self.able_again, self.now())
 

@@ -11,7 +11,9 @@ from uuid_utils.compat import uuid7
 
 from events.bus import FACTS
 from events.ending import end
+from events.log_tail import LogTail
 from events.memory import MemoryBus, MemoryInbox, MemoryStore
+from events.record import StoredFact
 from events.wire import cloud_events, stretch_headers
 from projections import projector as module
 from projections.memory import MemoryViews
@@ -55,12 +57,25 @@ class Site:
     clock: Clock = field(default_factory=Clock)
     store: MemoryStore = field(default_factory=memory_store)
     bus: MemoryBus = field(default_factory=MemoryBus)
+    tail: LogTail = field(default_factory=LogTail)
 
     def __post_init__(self) -> None:
         self.views = Deaf(self.clock)
 
     def projector(self) -> Projector:
-        return Projector(self.views, self.store, MemoryDocuments(), self.bus, RULES, RETENTION, self.clock)
+        documents = MemoryDocuments()
+        return Projector(self.views, self.store, documents, self.bus, RULES, RETENTION, self.clock, tail=self.tail)
+
+    def checkpoint(self) -> int:
+        live = self.views.live()
+        return live.checkpoint or 0 if live else 0
+
+    async def begin_job(self) -> list[StoredFact]:
+        """A job begins; gives its two facts."""
+        head = await self.store.head()
+        job_id = uuid7()
+        await given(self.store, submitted(PING, job_id=job_id), dispatched(PING, job_id=job_id), job_id=job_id)
+        return [*await self.store.read_all(head, 2)]
 
     @asynccontextmanager
     async def following(self) -> AsyncIterator["asyncio.Task[None]"]:
@@ -91,9 +106,8 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Site:
 
 async def told(site: Site) -> None:
     """A job begins, and the bus brings its facts."""
-    job_id = uuid7()
-    await given(site.store, submitted(PING, job_id=job_id), dispatched(PING, job_id=job_id), job_id=job_id)
-    await site.bus.publish(FACTS, cloud_events(await site.store.read_all(0, 2), "/lookup/test"), stretch_headers(0, 2))
+    facts = await site.begin_job()
+    await site.bus.publish(FACTS, cloud_events(facts, "/lookup/test"), stretch_headers(0, 2))
 
 
 async def ends(task: "asyncio.Task[None]") -> None:
@@ -149,3 +163,31 @@ async def test_a_projector_whose_building_fails_ends_with_that_error(site: Site)
 
     with pytest.raises(OSError, match="the store of the new views is gone"):
         await task
+
+
+async def test_what_this_process_appended_is_folded_when_it_is_released(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the broker, and before the log is read again."""
+    monkeypatch.setattr(module, "TICK_S", 600.0)
+    async with site.following():
+        site.tail.append(await site.begin_job())
+        site.tail.append(await site.begin_job())
+
+        site.tail.release(2)
+        await eventually(lambda: site.checkpoint() == 2)
+        site.tail.release(4)
+        await eventually(lambda: site.checkpoint() == 4)
+
+
+async def test_who_is_told_by_neighbours_all_the_time_reads_the_log_all_the_same(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process may have appended what the silent broker does not bring."""
+
+    async def happens_always(_: asyncio.Event, _within_s: float) -> bool:
+        await asyncio.sleep(0)
+        return True
+
+    monkeypatch.setattr(module, "happens_within", happens_always)
+    async with site.following():
+        await site.begin_job()
+        await eventually(lambda: site.checkpoint() == 2)

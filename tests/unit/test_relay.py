@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from functools import partial
 from uuid import UUID
 
@@ -11,8 +11,10 @@ from uuid_utils.compat import uuid7
 
 from events.bus import COMMANDS, FACTS, Bus, BusUnavailable, Queue
 from events.facts import Priority
+from events.log_tail import LogTail
 from events.memory import MemoryBus
-from tests.builders import GEOIP, NOW, PING, RDAP, Clock, dispatched, eventually, given, memory_store, submitted
+from events.wire import stretch_of
+from tests.builders import GEOIP, NOW, PING, RDAP, Clock, dispatched, eventually, given, memory_store, skipped, submitted
 from write_side import checkpoints
 from write_side import relay as module
 from write_side.checkpoints import Checkpoint
@@ -69,15 +71,20 @@ class Relaying:
         self.store = memory_store()
         self.ledgers = MemoryLedgers(self.store)
         self.log_id: UUID | None = None
+        self.tail = LogTail()
 
     async def begin(self) -> None:
         self.log_id = await self.store.log_id()
         await self.bus.write_epoch(str(self.log_id))
         await given(self.store, submitted(*LANES), dispatched(*LANES))
 
+    async def remember(self) -> None:
+        """The whole log was appended by the relay's own process."""
+        self.tail.append(await self.store.read_all(0, 100))
+
     @asynccontextmanager
     async def running(self, bus: Bus) -> AsyncIterator["asyncio.Task[None]"]:
-        task = asyncio.create_task(Relay(self.ledgers.open, self.store, bus, Clock(NOW)).run())
+        task = asyncio.create_task(Relay(self.ledgers.open, self.store, bus, Clock(NOW), tail=self.tail).run())
         try:
             yield task
         finally:
@@ -163,6 +170,94 @@ async def test_commands_that_nobody_confirms_keep_no_facts() -> None:
         assert bus.asked.is_set()
 
     assert relaying.waiting() == set()
+
+
+async def test_a_neighbour_has_facts_when_their_commands_are_confirmed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "HEAD_START_S", 600.0)
+    monkeypatch.setattr(module, "TOGETHER_S", 600.0)
+    bus = Slow()
+    relaying = Relaying(bus)
+    await relaying.begin()
+    await relaying.remember()
+
+    with relaying.tail.waking(asyncio.Event()):
+        async with relaying.running(bus):
+            await eventually(bus.asked.is_set)
+            await asyncio.sleep(0.01)
+            assert relaying.tail.released == 0
+            bus.confirms.set()
+            await eventually(lambda: relaying.tail.released == 2)
+
+    assert relaying.waiting() == set(LANES.values())
+
+
+async def test_commands_that_nobody_confirms_keep_no_neighbour() -> None:
+    bus = Slow()
+    relaying = Relaying(bus)
+    await relaying.begin()
+    await relaying.remember()
+
+    with relaying.tail.waking(asyncio.Event()):
+        async with relaying.running(bus):
+            await eventually(lambda: relaying.tail.released == 2)
+            assert bus.asked.is_set()
+
+    assert relaying.waiting() == set()
+
+
+async def test_facts_that_a_neighbour_has_leave_later_and_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TOGETHER_S", 0.5)
+    relaying = Relaying(Ailing(broken=set()))
+    await relaying.begin()
+    await relaying.remember()
+
+    with relaying.tail.waking(asyncio.Event()):
+        async with relaying.running(relaying.bus):
+            await eventually(lambda: relaying.stands_at() == 2)
+            job_id = uuid7()
+            await given(relaying.store, submitted(PING, job_id=job_id), skipped(PING, job_id=job_id), job_id=job_id)
+            relaying.tail.append(await relaying.store.read_all(2, 2))
+            await eventually(lambda: relaying.stands_at() == 4)
+            assert relaying.tail.released == 4
+            assert not relaying.bus.waiting(FACTS.name)
+            assert relaying.ledgers.checkpoints[checkpoints.FACTS].position == 0
+            await eventually(lambda: relaying.ledgers.checkpoints[checkpoints.FACTS].position == 4)
+
+    (stretch,) = relaying.bus.waiting(FACTS.name)
+    assert stretch_of(stretch.headers) == (0, 4)
+
+
+@pytest.mark.parametrize("why", ["nobody listens", "another process appended"])
+async def test_facts_that_no_neighbour_has_leave_at_once(monkeypatch: pytest.MonkeyPatch, why: str) -> None:
+    monkeypatch.setattr(module, "TOGETHER_S", 600.0)
+    relaying = Relaying(Ailing(broken=set()))
+    await relaying.begin()
+    heard = nullcontext() if why == "nobody listens" else relaying.tail.waking(asyncio.Event())
+    if why == "nobody listens":
+        await relaying.remember()
+
+    with heard:
+        async with relaying.running(relaying.bus):
+            await eventually(lambda: bool(relaying.bus.waiting(FACTS.name)))
+
+    assert relaying.waiting() == set(LANES.values())
+
+
+async def test_facts_that_wait_when_the_relay_is_stopped_leave_when_it_starts_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TOGETHER_S", 600.0)
+    relaying = Relaying(Ailing(broken=set()))
+    await relaying.begin()
+    await relaying.remember()
+    with relaying.tail.waking(asyncio.Event()):
+        async with relaying.running(relaying.bus):
+            await eventually(lambda: relaying.stands_at() == 2)
+    assert not relaying.bus.waiting(FACTS.name)
+
+    relaying.tail = LogTail()
+    async with relaying.running(relaying.bus):
+        await eventually(lambda: bool(relaying.bus.waiting(FACTS.name)))
+
+    assert len(relaying.bus.waiting(LANES[PING].name)) == 1, "the command left once"
 
 
 async def test_a_broker_that_served_another_log_is_told_of_all_open_tasks() -> None:
