@@ -14,6 +14,7 @@ Promises:
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -28,12 +29,13 @@ from events.ending import end
 from events.facts import Erased, Fact, JobCancelled, JobCompleted, JobFailed, JobSubmitted, Service, Task, TasksDispatched
 from events.log_tail import LogTail
 from events.record import StoredFact, envelope_of, fact_of, hash_of
-from events.store import EventStore
+from events.store import EventStore, StoreUnavailable
 from events.wire import cloud_events, stretch_headers
 from write_side import checkpoints
 from write_side.checkpoints import HEARTBEAT_S, Checkpoint, OpenLedger, RelayLedger
 
 STOP_S = 5.0
+LAST_WORDS_S = 2.0
 STRETCH_MAX = 500
 COMMANDS_PER_MESSAGE = 20
 QUEUE_TRIES = 3
@@ -100,6 +102,7 @@ class Relay:
         try:
             await self._follow(ledger)
         finally:
+            await self._tell_what_waits()
             await self._save(ledger)
 
     async def _follow(self, ledger: RelayLedger) -> None:
@@ -184,9 +187,22 @@ class Relay:
         if not after.done():
             await asyncio.wait({after}, timeout=HEAD_START_S)
         self.tail.release(stretch[-1].position)
+        return await self._publish_facts(stretch) if to_all else None
+
+    async def _tell_what_waits(self) -> None:
+        """Who is stopped lets no facts wait for others any more. What does not leave now leaves at the next start."""
+        if self._facts_leave_at is None:
+            return
+        with suppress(BusUnavailable, StoreUnavailable, TimeoutError):
+            async with asyncio.timeout(LAST_WORDS_S):
+                stretch = await self.store.read_all(self.checkpoints[checkpoints.FACTS].position, STRETCH_MAX)
+                if reached := await self._publish_facts(stretch):
+                    self._move({checkpoints.FACTS: reached})
+
+    async def _publish_facts(self, stretch: Sequence[StoredFact]) -> Checkpoint | None:
         done = self.checkpoints[checkpoints.FACTS]
         new = [stored for stored in stretch if stored.position > done.position]
-        if not new or not to_all:
+        if not new:
             return None
         headers = stretch_headers(done.position, new[-1].position, self._log_id)
         await self.bus.publish(FACTS, cloud_events(new, f"/lookup/{self._log_id}"), headers)

@@ -243,7 +243,10 @@ async def test_facts_that_no_neighbour_has_leave_at_once(monkeypatch: pytest.Mon
     assert relaying.waiting() == set(LANES.values())
 
 
-async def test_facts_that_wait_when_the_relay_is_stopped_leave_when_it_starts_again(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("broker", ["is there", "is down"])
+async def test_facts_that_wait_leave_when_the_relay_is_stopped_or_when_it_starts_again(
+    monkeypatch: pytest.MonkeyPatch, broker: str
+) -> None:
     monkeypatch.setattr(module, "TOGETHER_S", 600.0)
     relaying = Relaying(Ailing(broken=set()))
     await relaying.begin()
@@ -251,12 +254,17 @@ async def test_facts_that_wait_when_the_relay_is_stopped_leave_when_it_starts_ag
     with relaying.tail.waking(asyncio.Event()):
         async with relaying.running(relaying.bus):
             await eventually(lambda: relaying.stands_at() == 2)
-    assert not relaying.bus.waiting(FACTS.name)
+            assert not relaying.bus.waiting(FACTS.name)
+            relaying.bus.down = broker == "is down"
+    if broker == "is down":
+        assert not relaying.bus.waiting(FACTS.name)
+        relaying.bus.down = False
+        async with relaying.running(relaying.bus):
+            await eventually(lambda: bool(relaying.bus.waiting(FACTS.name)))
 
-    relaying.tail = LogTail()
-    async with relaying.running(relaying.bus):
-        await eventually(lambda: bool(relaying.bus.waiting(FACTS.name)))
-
+    (stretch,) = relaying.bus.waiting(FACTS.name)
+    assert stretch_of(stretch.headers) == (0, 2)
+    assert relaying.ledgers.checkpoints[checkpoints.FACTS].position == 2
     assert len(relaying.bus.waiting(LANES[PING].name)) == 1, "the command left once"
 
 
