@@ -29,7 +29,7 @@ from events.ending import end
 from events.facts import Erased, Fact, JobCancelled, JobCompleted, JobFailed, JobSubmitted, Service, Task, TasksDispatched
 from events.log_tail import LogTail
 from events.record import StoredFact, envelope_of, fact_of, hash_of
-from events.store import EventStore, StoreUnavailable
+from events.store import EventStore
 from events.wire import cloud_events, stretch_headers
 from write_side import checkpoints
 from write_side.checkpoints import HEARTBEAT_S, Checkpoint, OpenLedger, RelayLedger
@@ -81,7 +81,9 @@ class Relay:
     tail: LogTail = field(default_factory=LogTail)
     """What this process appends itself, if anything."""
     _log_id: str = ""
-    _facts_leave_at: float | None = None
+    _held: Sequence[StoredFact] = ()
+    """Facts whose commands have left, and which wait for others to leave with."""
+    _held_until: float = 0.0
     _unsaved: dict[str, Checkpoint] = field(default_factory=dict)
     _save_at: float = 0.0
     _apart_until: float = 0.0
@@ -96,7 +98,7 @@ class Relay:
                 self.leading = False
 
     async def _lead(self, ledger: RelayLedger) -> None:
-        self.checkpoints, self._unsaved = await ledger.read(), {}
+        self.checkpoints, self._unsaved, self._held = await ledger.read(), {}, ()
         await self._check_checkpoints()
         self._log_id = str(await self.store.log_id())
         try:
@@ -112,7 +114,7 @@ class Relay:
             if clock() - epoch_checked_at >= EPOCH_INTERVAL_S:
                 await self._alive(ledger, self._check_epoch())
                 epoch_checked_at = clock()
-            stretch = await self.store.read_all(min(c.position for c in self.checkpoints.values()), STRETCH_MAX)
+            stretch = [*self._held, *await self._read_on()]
             if stretch:
                 await self._relay(ledger, stretch)
             if self._unsaved and clock() >= self._save_at:
@@ -140,32 +142,35 @@ class Relay:
         if ahead > head:
             raise CheckpointAhead(f"The relay has told the log up to position {ahead}, and the log ends at {head}.")
 
+    async def _read_on(self) -> Sequence[StoredFact]:
+        """What comes after all that was read. Who asks for less is not kept waiting for what is being appended (ADR 35)."""
+        after = self._held[-1].position if self._held else min(one.position for one in self.checkpoints.values())
+        return await self.store.read_all(after, STRETCH_MAX - len(self._held))
+
     def _patience_s(self) -> float:
         """How long to wait for more, while there is something left to be done about what there is."""
         patience_s = SAVE_AFTER_S if self._unsaved else HEARTBEAT_S
-        if self._facts_leave_at is None:
+        if not self._held:
             return patience_s
-        return max(0.0, min(patience_s, self._facts_leave_at - asyncio.get_running_loop().time()))
+        return max(0.0, min(patience_s, self._held_until - asyncio.get_running_loop().time()))
 
     async def _relay(self, ledger: RelayLedger, stretch: Sequence[StoredFact]) -> None:
         done = self.checkpoints[checkpoints.COMMANDS]
-        to_all = not self._facts_can_wait(stretch)
+        to_all = not self._can_wait(stretch)
         if to_all or any(stored.topic in _DISPATCHED for stored in stretch if stored.position > done.position):
             await self._alive(ledger, self._publish(stretch, to_all=to_all))
         elif stretch[-1].position > done.position:
             self.tail.release(stretch[-1].position)
             self._move({checkpoints.COMMANDS: Checkpoint(stretch[-1].position, done.log_head)})
+        self._held = () if to_all else stretch
 
-    def _facts_can_wait(self, stretch: Sequence[StoredFact]) -> bool:
-        """Whether the leading projector has heard of all of these, or will in a moment, and none of them waits for too long."""
+    def _can_wait(self, stretch: Sequence[StoredFact]) -> bool:
+        """Whether the leading projector has heard of all these facts, or will in a moment, and none has waited for too long."""
         now = asyncio.get_running_loop().time()
-        if not self.tail.is_heard or not self.tail.holds(stretch) or len(stretch) == STRETCH_MAX:
-            self._facts_leave_at = None
-        elif self._facts_leave_at is None:
-            self._facts_leave_at = now + TOGETHER_S
-        elif self._facts_leave_at <= now:
-            self._facts_leave_at = None
-        return self._facts_leave_at is not None
+        if not self._held:
+            self._held_until = now + TOGETHER_S
+        has_heard = self.tail.is_heard and self.tail.holds(stretch)
+        return has_heard and len(stretch) < STRETCH_MAX and now < self._held_until
 
     async def _publish(self, stretch: Sequence[StoredFact], *, to_all: bool) -> None:
         """Publish a stretch; facts and commands go side by side, and neither's failure undoes the other."""
@@ -191,12 +196,9 @@ class Relay:
 
     async def _tell_what_waits(self) -> None:
         """Who is stopped lets no facts wait for others any more. What does not leave now leaves at the next start."""
-        if self._facts_leave_at is None:
-            return
-        with suppress(BusUnavailable, StoreUnavailable, TimeoutError):
+        with suppress(BusUnavailable, TimeoutError):
             async with asyncio.timeout(LAST_WORDS_S):
-                stretch = await self.store.read_all(self.checkpoints[checkpoints.FACTS].position, STRETCH_MAX)
-                if reached := await self._publish_facts(stretch):
+                if reached := await self._publish_facts(self._held):
                     self._move({checkpoints.FACTS: reached})
 
     async def _publish_facts(self, stretch: Sequence[StoredFact]) -> Checkpoint | None:

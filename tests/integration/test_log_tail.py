@@ -13,12 +13,17 @@ import pytest
 from uuid_utils.compat import uuid7
 
 from events import postgres as module
+from events.ending import end
 from events.facts import JobFailed, OutcomeCounts
 from events.log_tail import TAIL_MAX, LogTail
+from events.memory import MemoryBus
 from events.postgres import APPEND_LOCK, PostgresStore
 from events.record import SALT_BYTES, Cause, StoredFact
 from events.store import AppendUnit, NewFacts, Scribe, StreamHead, VersionConflict
-from tests.builders import eventually
+from tests.builders import eventually, memory_store
+from write_side import relay as relay_module
+from write_side.memory import MemoryLedgers
+from write_side.relay import Relay
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 Open = Callable[[], PostgresStore]
@@ -116,6 +121,32 @@ async def test_who_has_read_all_that_we_appended_waits_for_what_we_are_appending
         assert not reading.done()
 
     assert [stored.position for stored in await reading] == [await appending]
+
+
+async def test_a_relay_whose_facts_wait_for_others_waits_for_what_we_are_appending(
+    open_store: Open, migrated_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told of the commit before the writer has its answer, and nobody wakes it again."""
+    monkeypatch.setattr(module, "ANSWER_WITHIN_S", 30.0)
+    for pause in ("TOGETHER_S", "SAVE_AFTER_S", "HEARTBEAT_S", "EPOCH_INTERVAL_S"):
+        monkeypatch.setattr(relay_module, pause, 600.0)
+    store, ledgers, bus = open_store(), MemoryLedgers(memory_store()), MemoryBus()
+    await bus.write_epoch(str(await store.log_id()))
+    first = await append(store)
+    relay = Relay(ledgers.open, store, bus, lambda: NOW, tail=store.tail)
+    with store.tail.waking(asyncio.Event()):
+        running = asyncio.create_task(relay.run())
+        try:
+            await eventually(lambda: store.tail.released == first)
+            async with held_up(store, migrated_database_url) as appending:
+                assert ledgers._leader is not None
+                ledgers._leader.appended.set()
+                await eventually(lambda: ledgers._leader is not None and not ledgers._leader.appended.is_set())
+                assert await store.head() == first
+            last = await appending
+            await eventually(lambda: store.tail.released == last)
+        finally:
+            await end([running], 10.0)
 
 
 async def test_an_append_that_takes_long_keeps_no_reader(open_store: Open, migrated_database_url: str) -> None:
