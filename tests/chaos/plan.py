@@ -1,12 +1,34 @@
 """What is broken when: chosen by a seed, so that a run can be had again."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-PARTS = ("write", "read", "relay", "saga", "projector", "worker")
-FROZEN = ("relay", "projector")
+from tests.e2e.deployment import EACH_ALONE
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The parts of each process; which processes are frozen now and then, and which have a twin that waits for its turn."""
+
+    processes: Mapping[str, Sequence[str]]
+    frozen: Sequence[str]
+    twins: Sequence[str] = ()
+
+
+ALONE = Layout(EACH_ALONE, frozen=("relay", "projector"), twins=("relay", "projector"))
+NEIGHBOURS = Layout(
+    {
+        "write": ["write", "relay", "saga", "projector"],
+        "read": ["read"],
+        "core": ["relay", "saga", "projector"],
+        "worker": ["worker"],
+    },
+    frozen=("core",),
+)
+"""Two processes in which facts go from neighbour to neighbour; one of them leads, and both append."""
+LAYOUTS = {"alone": ALONE, "neighbours": NEIGHBOURS}
 
 
 class Blow(StrEnum):
@@ -31,7 +53,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """`kills` of each part and `server_kills` of each server, `freezes` of relay and projector, over `jobs` jobs."""
+    """`kills` of each process and `server_kills` of each server, `freezes` of those that are frozen, over `jobs` jobs."""
 
     seed: int
     jobs: int
@@ -41,13 +63,14 @@ class Plan:
     servers: Sequence[str]
     lifetime_s: int = 240
     redispatch_after_s: int = 60
+    layout: Layout = ALONE
 
     def steps(self) -> list[Step]:
         chance = random.Random(self.seed)
         blows = [
-            *((part, Blow.KILL) for part in PARTS for _ in range(self.kills)),
+            *((part, Blow.KILL) for part in self.layout.processes for _ in range(self.kills)),
             *((server, Blow.KILL) for server in self.servers for _ in range(self.server_kills)),
-            *((part, Blow.FREEZE) for part in FROZEN for _ in range(self.freezes)),
+            *((part, Blow.FREEZE) for part in self.layout.frozen for _ in range(self.freezes)),
         ]
         chance.shuffle(blows)
         return list(self._paced(blows, chance))

@@ -1,4 +1,4 @@
-"""The crash test: real servers and every part as processes of their own, killed and frozen under a steady load.
+"""The crash test: real servers and the parts in several processes, killed and frozen under a steady load.
 
 Afterwards: every accepted job has ended, once, with the right answer; no deadline was missed; `lookup doctor` finds nothing;
 and the views are what a fresh fold of the log gives.
@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.chaos.plan import FROZEN, Blow, Plan, Step
+from tests.chaos.plan import Blow, Plan, Step
 from tests.e2e import independent_check
-from tests.e2e.deployment import EACH_ALONE, HTTP, Deployment
+from tests.e2e.deployment import HTTP, Deployment
 from tests.e2e.journey import client_of
 from tests.e2e.processes import lookup, until
 from tests.e2e.served import Served, serving_peers
@@ -74,10 +74,10 @@ class Chaos:
         async with serving_peers(self._folder / "peers") as peers:
             env = {**peers.environment(), **self._times()}
             folder = self._folder / "deployment"
-            deployment = Deployment(folder, env, EACH_ALONE, with_rabbitmq="rabbitmq" in self.plan.servers)
+            deployment = Deployment(folder, env, self.plan.layout.processes, with_rabbitmq="rabbitmq" in self.plan.servers)
             try:
                 await deployment.start()
-                for name in FROZEN:
+                for name in self.plan.layout.twins:
                     deployment.launch(name, twin="-twin")
                 async with client_of(deployment.write_url, deployment.read_url) as client:
                     traffic = Traffic(client)

@@ -1,10 +1,11 @@
 """The short form of the crash test; `make chaos` is the long one."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.chaos.plan import Plan
+from tests.chaos.plan import ALONE, NEIGHBOURS, Layout, Plan
 from tests.chaos.run import Chaos
 
 PLAN = Plan(
@@ -21,16 +22,20 @@ PLAN = Plan(
 
 
 @pytest.mark.timeout(300)
-async def test_nothing_is_lost_stuck_or_counted_twice_whatever_is_killed_or_frozen(servers_folder: Path) -> None:
+@pytest.mark.parametrize("layout", [pytest.param(ALONE, id="alone"), pytest.param(NEIGHBOURS, id="neighbours")])
+async def test_nothing_is_lost_stuck_or_counted_twice_whatever_is_killed_or_frozen(
+    servers_folder: Path, layout: Layout
+) -> None:
     said: list[str] = []
+    plan = replace(PLAN, layout=layout)
     try:
-        report = await Chaos(PLAN, servers_folder / "chaos", said.append).run(pace_s=0.1)
+        report = await Chaos(plan, servers_folder / f"chaos{len(layout.processes)}", said.append).run(pace_s=0.1)
     except BaseException:
         print(*said, sep="\n")
         raise
     print(report)
 
     assert report.accepted >= PLAN.jobs
-    assert sum(report.blows.values()) == len(PLAN.steps())
+    assert sum(report.blows.values()) == len(plan.steps())
     assert set(report.statuses) == {"Succeeded"}
     assert report.second_attempts == 0
