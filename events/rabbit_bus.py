@@ -17,6 +17,7 @@ from uuid import uuid4
 import aio_pika
 from aio_pika.exceptions import AMQPError, ChannelClosed, ChannelNotFoundEntity, DeliveryError, PublishError
 from aio_pika.robust_channel import RobustChannel
+from aio_pika.robust_connection import RobustConnection
 from aio_pika.robust_queue import RobustQueue
 from aiormq import spec
 from aiormq.abc import DeliveredMessage
@@ -61,35 +62,31 @@ class RabbitBus:
             graceful_timeout=2.0,
             reconnect_interval=1.0,
         )
-        self._connection: Any = None
+        # Known as soon as it is made: one that does not come about has to be closed as well, or it goes on trying for ever.
+        self._broker._connection_kwargs["connection_class"] = self._make_connection  # noqa: SLF001 - it offers no other way
+        self._connection: _DirectConnection | None = None
         self._publishing: Any = None
         self._inboxes: list[RabbitInbox] = []
 
     async def start(self) -> None:
         try:
-            self._connection = await self._connect()
-            self._connection.CHANNEL_CLASS = _DirectChannel
+            connection = await self._broker.connect()
             await self._declare_all()
-            self._publishing = await self._connection.channel(publisher_confirms=True, on_return_raises=True)
+            self._publishing = await connection.channel(publisher_confirms=True, on_return_raises=True)
             await self._broker.start()
         except _DOWN as error:
             await self._close_quietly()
             raise BusUnavailable("RabbitMQ cannot be reached.") from error
+        except asyncio.CancelledError:
+            await self._close_quietly()
+            raise
 
     async def stop(self) -> None:
         await self._close_quietly()
 
-    async def _connect(self) -> Any:
-        """An attempt of aio-pika's that is cancelled goes on for ever, and nobody can close it: so it is let come to an end."""
-        connecting = asyncio.ensure_future(self._broker.connect())
-        try:
-            return await asyncio.shield(connecting)
-        except asyncio.CancelledError:
-            await asyncio.wait({connecting}, timeout=STOP_S)
-            if connecting.done() and not connecting.cancelled() and connecting.exception() is None:
-                self._connection = connecting.result()
-                await self._close_quietly()
-            raise
+    def _make_connection(self, *args: Any, **kwargs: Any) -> "_DirectConnection":
+        self._connection = _DirectConnection(*args, **kwargs)
+        return self._connection
 
     async def publish(self, queue: Queue, body: bytes, headers: Mapping[str, str] | None = None) -> None:
         await self._publish_surely(queue, body, headers or {}, no_queue=(PublishError, DeliveryError))
@@ -180,7 +177,8 @@ class RabbitBus:
 
     @asynccontextmanager
     async def _channel(self) -> AsyncIterator[Any]:
-        channel = await self._connection.channel()
+        assert self._connection is not None
+        channel: Any = await self._connection.channel()
         try:
             yield channel
         finally:
@@ -326,6 +324,10 @@ class _DirectQueue(RobustQueue):
 
 class _DirectChannel(RobustChannel):
     QUEUE_CLASS = _DirectQueue
+
+
+class _DirectConnection(RobustConnection):
+    CHANNEL_CLASS = _DirectChannel
 
 
 def _shares(bodies: Mapping[Queue, bytes]) -> str:

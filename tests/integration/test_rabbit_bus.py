@@ -1,6 +1,7 @@
 """What only a broker that is killed or robbed of its queues can show."""
 
 import asyncio
+import gc
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,6 +10,7 @@ from typing import Any
 
 import aio_pika
 import pytest
+from aio_pika.robust_connection import RobustConnection
 
 from events import acknowledging
 from events.bus import ALL_QUEUES, COMMANDS, DEAD_LETTERS, DELIVERY_LIMIT, OUTCOMES, BusUnavailable, Delivery, Inbox, Queue
@@ -175,6 +177,21 @@ async def test_who_is_stopped_while_it_connects_leaves_nobody_behind_who_tries_f
         await eventually(lambda: not [task for task in asyncio.all_tasks() - others if "__connection_factory" in repr(task)])
 
 
+async def test_a_start_that_fails_closes_its_connection() -> None:
+    """Else it is closed when it is forgotten, in whatever thread that is, or cannot be any more."""
+    others = open_connections()
+    bus = RabbitBus("amqp://guest:guest@127.0.0.1:1/")
+
+    with pytest.raises(BusUnavailable):
+        await bus.start()
+
+    assert [made for made in open_connections() if made not in others] == []
+
+
+def open_connections() -> list[RobustConnection]:
+    return [made for made in gc.get_objects() if issubclass(type(made), RobustConnection) and not made.is_closed]
+
+
 async def test_what_is_acknowledged_twice_takes_nothing_else_from_its_reader(rabbitmq_vhost_url: str) -> None:
     """RabbitMQ closes a channel that acknowledges what it has not in hand, and gives the rest of it back."""
     async with reading(rabbitmq_vhost_url, OUTCOMES) as (bus, inbox):
@@ -221,6 +238,7 @@ async def test_what_was_drained_does_not_come_again_though_we_die(
         await inbox.ack([await one(inbox)])
 
         await inbox.drain()
+        assert bus._connection is not None
         await bus._connection.close()
 
     async with reading(rabbitmq_vhost_url, OUTCOMES) as (bus, inbox):
