@@ -39,7 +39,7 @@ class MemoryStore:
         first = len(self._log) + 1
         written = [row for stream in rows for row in stream]
         for position, row in enumerate(written, start=first):
-            stored = StoredFact(position, row.stream_id, row.stream_version, row.topic, row.state)
+            stored = row.at(position)
             self._log.append(stored)
             self._streams.setdefault(row.stream_id, []).append(stored)
         for listener in self._listeners:

@@ -307,7 +307,7 @@ class PostgresStore(PostgresHistory):
         self._answered.clear()
         try:
             positions = await writer.append(rows)
-            self.tail.append([_stored(position, row) for position, row in zip(positions, rows, strict=True)])
+            self.tail.append([row.at(position) for position, row in zip(positions, rows, strict=True)])
         finally:
             self._answered.set()
         answers: Answers = {}
@@ -341,10 +341,6 @@ class PostgresStore(PostgresHistory):
             positions = [p for stream in units[index] for p in await writer.committed_positions(stream) or ()]
             answers[index] = heads_of(units[index], positions)
         return answers
-
-
-def _stored(position: int, row: Written) -> StoredFact:
-    return StoredFact(position, row.stream_id, row.stream_version, row.topic, row.state)
 
 
 def open_datastore(

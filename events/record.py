@@ -85,6 +85,10 @@ class Written:
     state: bytes
     hash: bytes
 
+    def at(self, position: int) -> StoredFact:
+        """As it lies in the log."""
+        return StoredFact(position, self.stream_id, self.stream_version, self.topic, self.state)
+
 
 def write(
     fact: Fact, place: Place, cause: Cause, *, event_id: UUID, recorded_at: datetime, salt: Callable[[], bytes]

@@ -155,13 +155,13 @@ class Relay:
         return max(0.0, min(patience_s, self._held_until - asyncio.get_running_loop().time()))
 
     async def _relay(self, ledger: RelayLedger, stretch: Sequence[StoredFact]) -> None:
-        done = self.checkpoints[checkpoints.COMMANDS]
+        done, new = self._not_told(checkpoints.COMMANDS, stretch)
         to_all = not self._can_wait(stretch)
-        if to_all or any(stored.topic in _DISPATCHED for stored in stretch if stored.position > done.position):
+        if to_all or any(stored.topic in _DISPATCHED for stored in new):
             await self._alive(ledger, self._publish(stretch, to_all=to_all))
-        elif stretch[-1].position > done.position:
-            self.tail.release(stretch[-1].position)
-            self._move({checkpoints.COMMANDS: Checkpoint(stretch[-1].position, done.log_head)})
+        elif new:
+            self.tail.release(new[-1].position)
+            self._move({checkpoints.COMMANDS: Checkpoint(new[-1].position, done.log_head)})
         self._held = () if to_all else stretch
 
     def _can_wait(self, stretch: Sequence[StoredFact]) -> bool:
@@ -202,8 +202,7 @@ class Relay:
                     self._move({checkpoints.FACTS: reached})
 
     async def _publish_facts(self, stretch: Sequence[StoredFact]) -> Checkpoint | None:
-        done = self.checkpoints[checkpoints.FACTS]
-        new = [stored for stored in stretch if stored.position > done.position]
+        done, new = self._not_told(checkpoints.FACTS, stretch)
         if not new:
             return None
         headers = stretch_headers(done.position, new[-1].position, self._log_id)
@@ -216,14 +215,18 @@ class Relay:
 
     async def _tell_commands(self, stretch: Sequence[StoredFact]) -> Checkpoint | None:
         """As `_tell_facts`, with the commands that the new facts are about."""
-        done = self.checkpoints[checkpoints.COMMANDS]
-        new = [stored for stored in stretch if stored.position > done.position]
+        done, new = self._not_told(checkpoints.COMMANDS, stretch)
         if not new:
             return None
         commands = commands_of(new, self.now())
         await self._publish_commands(commands)
         self.counters.commands += sum(len(of_queue) for of_queue in commands.values())
         return Checkpoint(new[-1].position, done.log_head)
+
+    def _not_told(self, name: str, stretch: Sequence[StoredFact]) -> tuple[Checkpoint, list[StoredFact]]:
+        """A checkpoint, and what of a stretch lies behind it."""
+        done = self.checkpoints[name]
+        return done, [stored for stored in stretch if stored.position > done.position]
 
     def _move(self, reached: Mapping[str, Checkpoint]) -> None:
         """The broker has confirmed so far. What is not saved when we die is published again, which is promised."""

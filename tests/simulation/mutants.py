@@ -55,10 +55,7 @@ async def _publish_facts_first(store: LinkedStore, unit: AppendUnit) -> Sequence
     """The facts are told to everybody, and then stored: if that goes wrong, everybody knows what never happened."""
     rows = [row for stream in store._store._scribe.write(unit) for row in stream]
     head = at_once(store._store.head())
-    stretch = [
-        StoredFact(position, row.stream_id, row.stream_version, row.topic, row.state)
-        for position, row in enumerate(rows, start=head + 1)
-    ]
+    stretch = [row.at(position) for position, row in enumerate(rows, start=head + 1)]
     headers = stretch_headers(head, head + len(stretch))
     await store.bus.publish(FACTS, cloud_events(stretch, "/lookup/mutant"), headers)
     return await _append(store, unit)

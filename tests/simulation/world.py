@@ -124,6 +124,8 @@ class Machine:
     buses: list[LinkedBus] = field(default_factory=list)
     ledgers: Ledgers | None = None
     submitter: Submitter | None = None
+    store: LinkedStore | None = None
+    """Where the parts of a process share one."""
     up: bool = True
 
 
@@ -272,7 +274,7 @@ class World:
         return Link(self.network, machine.process, server)
 
     def _store(self, machine: Machine) -> LinkedStore:
-        return LinkedStore(self.store, self._link(machine, STORE), self._bus(machine))
+        return machine.store or LinkedStore(self.store, self._link(machine, STORE), self._bus(machine))
 
     def _documents(self, machine: Machine) -> LinkedDocuments:
         return LinkedDocuments(self.documents, self._link(machine, DOCUMENTS))
@@ -286,22 +288,22 @@ class World:
         return bus
 
     def _start_together(self, machine: Machine) -> None:
-        store = self._store(machine)
+        machine.store = self._store(machine)
         for start in (self._start_write, self._start_relay, self._start_saga, self._start_projector):
-            start(machine, store)
+            start(machine)
 
-    def _start_write(self, machine: Machine, store: LinkedStore | None = None) -> None:
-        sagas = Sagas(store or self._store(machine))
+    def _start_write(self, machine: Machine) -> None:
+        sagas = Sagas(self._store(machine))
         machine.submitter = Submitter(sagas, AddressPolicy(), self.rules, self.now, self.new_id, "default")
 
-    def _start_relay(self, machine: Machine, together: LinkedStore | None = None) -> None:
+    def _start_relay(self, machine: Machine) -> None:
         ledgers = machine.ledgers = self._ledgers(machine)
 
         async def relay() -> None:
             bus = self._bus(machine)
             try:
                 await bus.start()
-                store = together or self._store(machine)
+                store = self._store(machine)
                 await Relay(ledgers.open, store, bus, self.now, tail=store.tail).run()
             finally:
                 await bus.stop()
@@ -311,8 +313,8 @@ class World:
     def _ledgers(self, machine: Machine) -> Ledgers:
         return Ledgers(self.ledgers, self.store, self._link(machine, STORE))
 
-    def _start_saga(self, machine: Machine, together: LinkedStore | None = None) -> None:
-        store = together or self._store(machine)
+    def _start_saga(self, machine: Machine) -> None:
+        store = self._store(machine)
         sagas = Sagas(store)
         relayed_position = self._ledgers(machine).relayed_position
 
@@ -330,10 +332,10 @@ class World:
         self._keep_running(machine, "gather", gather)
         self._keep_running(machine, "deadlines", deadlines.run)
 
-    def _start_projector(self, machine: Machine, together: LinkedStore | None = None) -> None:
+    def _start_projector(self, machine: Machine) -> None:
         async def project() -> None:
             bus = self._bus(machine)
-            store, views, documents = together or self._store(machine), self._views(machine), self._documents(machine)
+            store, views, documents = self._store(machine), self._views(machine), self._documents(machine)
             await Projector(views, store, documents, bus, self.rules, RETENTION, self.now, tail=store.tail).run()
 
         self._keep_running(machine, "projector", project)

@@ -83,6 +83,14 @@ class Relaying:
         self.tail.append(await self.store.read_all(0, 100))
 
     @asynccontextmanager
+    async def beside_a_projector(self) -> AsyncIterator[None]:
+        """The same, and a projector in that process waits for it."""
+        await self.begin()
+        await self.remember()
+        with self.tail.waking(asyncio.Event()):
+            yield
+
+    @asynccontextmanager
     async def running(self, bus: Bus) -> AsyncIterator["asyncio.Task[None]"]:
         task = asyncio.create_task(Relay(self.ledgers.open, self.store, bus, Clock(NOW), tail=self.tail).run())
         try:
@@ -177,16 +185,13 @@ async def test_a_neighbour_has_facts_when_their_commands_are_confirmed(monkeypat
     monkeypatch.setattr(module, "TOGETHER_S", 600.0)
     bus = Slow()
     relaying = Relaying(bus)
-    await relaying.begin()
-    await relaying.remember()
 
-    with relaying.tail.waking(asyncio.Event()):
-        async with relaying.running(bus):
-            await eventually(bus.asked.is_set)
-            await asyncio.sleep(0.01)
-            assert relaying.tail.released == 0
-            bus.confirms.set()
-            await eventually(lambda: relaying.tail.released == 2)
+    async with relaying.beside_a_projector(), relaying.running(bus):
+        await eventually(bus.asked.is_set)
+        await asyncio.sleep(0.01)
+        assert relaying.tail.released == 0
+        bus.confirms.set()
+        await eventually(lambda: relaying.tail.released == 2)
 
     assert relaying.waiting() == set(LANES.values())
 
@@ -194,34 +199,28 @@ async def test_a_neighbour_has_facts_when_their_commands_are_confirmed(monkeypat
 async def test_commands_that_nobody_confirms_keep_no_neighbour() -> None:
     bus = Slow()
     relaying = Relaying(bus)
-    await relaying.begin()
-    await relaying.remember()
 
-    with relaying.tail.waking(asyncio.Event()):
-        async with relaying.running(bus):
-            await eventually(lambda: relaying.tail.released == 2)
-            assert bus.asked.is_set()
+    async with relaying.beside_a_projector(), relaying.running(bus):
+        await eventually(lambda: relaying.tail.released == 2)
+        assert bus.asked.is_set()
 
     assert relaying.waiting() == set()
 
 
 async def test_facts_that_a_neighbour_has_leave_later_and_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "TOGETHER_S", 0.5)
+    monkeypatch.setattr(module, "TOGETHER_S", 2.0)
     relaying = Relaying(Ailing(broken=set()))
-    await relaying.begin()
-    await relaying.remember()
 
-    with relaying.tail.waking(asyncio.Event()):
-        async with relaying.running(relaying.bus):
-            await eventually(lambda: relaying.stands_at() == 2)
-            job_id = uuid7()
-            await given(relaying.store, submitted(PING, job_id=job_id), skipped(PING, job_id=job_id), job_id=job_id)
-            relaying.tail.append(await relaying.store.read_all(2, 2))
-            await eventually(lambda: relaying.stands_at() == 4)
-            assert relaying.tail.released == 4
-            assert not relaying.bus.waiting(FACTS.name)
-            assert relaying.ledgers.checkpoints[checkpoints.FACTS].position == 0
-            await eventually(lambda: relaying.ledgers.checkpoints[checkpoints.FACTS].position == 4)
+    async with relaying.beside_a_projector(), relaying.running(relaying.bus):
+        await eventually(lambda: relaying.stands_at() == 2)
+        job_id = uuid7()
+        await given(relaying.store, submitted(PING, job_id=job_id), skipped(PING, job_id=job_id), job_id=job_id)
+        relaying.tail.append(await relaying.store.read_all(2, 2))
+        await eventually(lambda: relaying.stands_at() == 4)
+        assert relaying.tail.released == 4
+        assert not relaying.bus.waiting(FACTS.name)
+        assert relaying.ledgers.checkpoints[checkpoints.FACTS].position == 0
+        await eventually(lambda: relaying.ledgers.checkpoints[checkpoints.FACTS].position == 4)
 
     (stretch,) = relaying.bus.waiting(FACTS.name)
     assert stretch_of(stretch.headers) == (0, 4)
@@ -249,13 +248,10 @@ async def test_facts_that_wait_leave_when_the_relay_is_stopped_or_when_it_starts
 ) -> None:
     monkeypatch.setattr(module, "TOGETHER_S", 600.0)
     relaying = Relaying(Ailing(broken=set()))
-    await relaying.begin()
-    await relaying.remember()
-    with relaying.tail.waking(asyncio.Event()):
-        async with relaying.running(relaying.bus):
-            await eventually(lambda: relaying.stands_at() == 2)
-            assert not relaying.bus.waiting(FACTS.name)
-            relaying.bus.down = broker == "is down"
+    async with relaying.beside_a_projector(), relaying.running(relaying.bus):
+        await eventually(lambda: relaying.stands_at() == 2)
+        assert not relaying.bus.waiting(FACTS.name)
+        relaying.bus.down = broker == "is down"
     if broker == "is down":
         assert not relaying.bus.waiting(FACTS.name)
         relaying.bus.down = False
