@@ -39,6 +39,7 @@ from events.postgres import PostgresHistory, PostgresStore
 from events.rabbit_bus import RabbitBus
 from events.record import SALT_BYTES
 from events.redis_bus import RedisBus
+from events.redis_packing import pack_in_c
 from events.segments import ArchivedLog
 from events.store import Scribe, StoreUnavailable
 from projections import job_status
@@ -157,7 +158,8 @@ class Wiring:
         assert self.settings.redis_url is not None
         # A second try mends a connection that broke long ago; the library's own ten, ever later, would keep everybody waiting.
         once_more = Retry(NoBackoff(), 1)
-        return Redis.from_url(self.settings.redis_url, socket_connect_timeout=2.0, socket_timeout=5.0, retry=once_more)
+        url = self.settings.redis_url
+        return pack_in_c(Redis.from_url(url, socket_connect_timeout=2.0, socket_timeout=5.0, retry=once_more))
 
     @cached_property
     def views(self) -> RedisViews:

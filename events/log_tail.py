@@ -1,14 +1,16 @@
 """What this process appended last: its neighbours need neither the database nor the broker to hear of that.
 
 A writer remembers what it has committed (`append`), a relay in the same process says for which of it the commands have left
-(`release`), and a projector in the same process folds that (`behind`, `released`) before the broker brings it.
+(`release`), and a projector in the same process folds that (`released_behind`) before the broker brings it, and without
+reading what is in memory already.
 """
 
 import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from events.record import StoredFact
+from events.facts import Fact
+from events.record import Recorded, StoredFact, recorded
 
 TAIL_MAX = 2_000
 
@@ -22,6 +24,7 @@ class LogTail:
     def __init__(self) -> None:
         self.released = 0
         self._facts: list[StoredFact] = []
+        self._written: list[Fact] = []
         self._listeners: list[asyncio.Event] = []
 
     @property
@@ -29,21 +32,35 @@ class LogTail:
         """Whether somebody in this process waits for what is released."""
         return bool(self._listeners)
 
-    def append(self, facts: Sequence[StoredFact]) -> None:
-        """Remember what one transaction committed, in order."""
+    def append(self, facts: Sequence[StoredFact], written: Sequence[Fact]) -> None:
+        """Remember what one transaction committed, in order, and of what it was made."""
         gapless = facts[-1].position - facts[0].position == len(facts) - 1
         follows = bool(self._facts) and self._facts[-1].position + 1 == facts[0].position
         if not follows:
             self._facts.clear()
+            self._written.clear()
         if gapless:
             self._facts += facts
+            self._written += written
         del self._facts[:-TAIL_MAX]
+        del self._written[:-TAIL_MAX]
 
     def behind(self, after: int, limit: int) -> list[StoredFact]:
         """The facts right behind a position, at most `limit`; nothing when the database must be asked."""
-        facts = self._facts
-        first = after + 1 - facts[0].position if facts else -1
-        return facts[first : first + limit] if first >= 0 else []
+        first = self._index_behind(after)
+        return self._facts[first : first + limit] if first is not None else []
+
+    def released_behind(self, after: int, limit: int) -> list[Recorded]:
+        """As `behind`, of what was released, and as the log's readers have it."""
+        first = self._index_behind(after)
+        if first is None:
+            return []
+        last = first + min(limit, max(0, self.released - after))
+        return list(map(recorded, self._facts[first:last], self._written[first:last]))
+
+    def _index_behind(self, after: int) -> int | None:
+        first = after + 1 - self._facts[0].position if self._facts else -1
+        return first if first >= 0 else None
 
     def ends_at(self, position: int) -> bool:
         return bool(self._facts) and self._facts[-1].position == position

@@ -21,6 +21,7 @@ from eventsourcing.postgres import PostgresApplicationRecorder, PostgresDatastor
 from psycopg.rows import tuple_row
 from psycopg.sql import SQL, Identifier, Literal
 
+from events.arrays import Bigints, Byteas, Texts, Uuids
 from events.batching import Batcher, Overloaded, happens_within
 from events.connections import ONE_TRY_S, RECONNECT_S, BoundedConnection, bounded_pool, parameters_of
 from events.log_tail import LogTail
@@ -64,7 +65,7 @@ class LogRecorder(PostgresApplicationRecorder):
             SQL(
                 "WITH locked AS MATERIALIZED (SELECT {lock}, pg_notify({channel}, ''))"
                 " INSERT INTO {schema}.{table} (originator_id, originator_version, topic, state)"
-                " SELECT facts.* FROM locked, unnest(%b::uuid[], %b::bigint[], %s::text[], %b::bytea[]) AS facts"
+                " SELECT facts.* FROM locked, unnest(%b::uuid[], %b::bigint[], %b::text[], %b::bytea[]) AS facts"
                 " RETURNING notification_id"
             )
             .format(lock=lock, channel=Literal(self.channel_name), **table)
@@ -150,10 +151,10 @@ class LogWriter:
     async def append(self, rows: Sequence[Written]) -> Sequence[int]:
         """The positions of the rows, in order. Raises `StoreUnavailable` when nothing was sent, else what the driver raises."""
         columns = (
-            [row.stream_id for row in rows],
-            [row.stream_version for row in rows],
-            [row.topic for row in rows],
-            [row.state for row in rows],
+            Uuids.of(row.stream_id for row in rows),
+            Bigints.of(row.stream_version for row in rows),
+            Texts.of(row.topic for row in rows),
+            Byteas(row.state for row in rows),
         )
         try:
             conn = await self._pool.getconn()
@@ -307,7 +308,8 @@ class PostgresStore(PostgresHistory):
         self._answered.clear()
         try:
             positions = await writer.append(rows)
-            self.tail.append([row.at(position) for position, row in zip(positions, rows, strict=True)])
+            stored = [row.at(position) for position, row in zip(positions, rows, strict=True)]
+            self.tail.append(stored, [row.fact for row in rows])
         finally:
             self._answered.set()
         answers: Answers = {}

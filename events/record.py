@@ -84,6 +84,7 @@ class Written:
     topic: str
     state: bytes
     hash: bytes
+    fact: Fact
 
     def at(self, position: int) -> StoredFact:
         """As it lies in the log."""
@@ -119,34 +120,43 @@ def write_caused(fact: Fact, place: Place, shared: bytes, *, event_id: UUID, sal
     envelope = b'{"event_id":"%b",%b' % (str(event_id).encode(), shared)
     if not fact.erasable_fields:
         chained = fact.__pydantic_serializer__.to_json(fact, exclude_none=True)
-        return _written(place, topic, envelope + b"}", chained, [])
+        return _written(fact, place, topic, envelope + b"}", chained, [])
     chained = fact.__pydantic_serializer__.to_json(fact, exclude=set(fact.erasable_fields), exclude_none=True)
     values = _erasable_values(fact)
     if not values:
-        return _written(place, topic, envelope + b"}", chained, [])
+        return _written(fact, place, topic, envelope + b"}", chained, [])
     salts = {name: salt() for name in values}
     digests = orjson.dumps({name: digest(salts[name], value) for name, value in values.items()})
     erasable = [
         orjson.dumps({name: value.hex() for name, value in salts.items()}),
         b"{" + b",".join(b'"%b":%b' % (name.encode(), value) for name, value in values.items()) + b"}",
     ]
-    return _written(place, topic, b'%b,"erasable":%b}' % (envelope, digests), chained, erasable)
+    return _written(fact, place, topic, b'%b,"erasable":%b}' % (envelope, digests), chained, erasable)
 
 
-def _written(place: Place, topic: str, envelope: bytes, chained: bytes, erasable: list[bytes]) -> Written:
+def _written(fact: Fact, place: Place, topic: str, envelope: bytes, chained: bytes, erasable: list[bytes]) -> Written:
     hashed = chained_hash(place.previous_hash, place.stream_id, place.stream_version, topic, envelope, chained)
     state = b"\n".join([envelope, chained, hashed.hex().encode(), *erasable])
-    return Written(place.stream_id, place.stream_version, topic, state, hashed)
+    return Written(place.stream_id, place.stream_version, topic, state, hashed, fact)
 
 
 def read(stored: StoredFact) -> Recorded:
     """The fact of a row, in its current version. Raises `UnknownFact` for a topic that this program does not know."""
     lines = stored.state.split(b"\n")
+    return _recorded(stored, lines, _fact_of(stored.topic, lines))
+
+
+def recorded(stored: StoredFact, fact: Fact) -> Recorded:
+    """As `read`, for who still has the fact that was written there."""
+    return _recorded(stored, stored.state.split(b"\n", 3), fact)
+
+
+def _recorded(stored: StoredFact, lines: Sequence[bytes], fact: Fact) -> Recorded:
     return Recorded(
         stored.position,
         stored.stream_id,
         stored.stream_version,
-        _fact_of(stored.topic, lines),
+        fact,
         bytes.fromhex(lines[2].decode()).hex(),
         _recorded_at(lines[0]),
     )

@@ -25,6 +25,7 @@ from events.acknowledging import Acknowledgements
 from events.batching import Batcher, Overloaded, happens_within
 from events.bus import ALL_QUEUES, DEAD_LETTERS, DELIVERY_LIMIT, Arrivals, Bus, BusUnavailable, Delivery, Queue
 from events.dead_letters import Reason, letter_headers
+from events.redis_packing import pack_in_c
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -97,6 +98,7 @@ class RedisBus:
     async def start(self) -> None:
         try:
             await self._broker.connect()
+            pack_in_c(self._redis)
             await self._create_groups()
             await self._broker.start()
         except (RedisError, OSError, TimeoutError) as error:

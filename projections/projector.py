@@ -162,8 +162,7 @@ class Projector:
 
     async def _project_own(self) -> None:
         """Fold what this process appended and its relay has released, before the broker brings it."""
-        own = self.tail.behind(self._at.position, COMMIT_MAX)
-        await self._fold_surely([read(stored) for stored in own if stored.position <= self.tail.released])
+        await self._fold_surely(self.tail.released_behind(self._at.position, COMMIT_MAX))
 
     async def project(self, deliveries: Sequence[Delivery]) -> None:
         """Fold what these deliveries bring behind our checkpoint, and what they leave out from the log."""

@@ -9,6 +9,7 @@ from uuid import UUID
 import psycopg
 import zstandard
 
+from events.arrays import Byteas, Texts
 from events.batching import Batcher, Overloaded
 from events.connections import bounded_pool
 from events.facts import ResultReference, Service
@@ -31,7 +32,7 @@ CREATE TABLE IF NOT EXISTS result_documents (
 )
 """
 _INSERT: LiteralString = (
-    "INSERT INTO result_documents (key, body) SELECT * FROM unnest(%s::text[], %b::bytea[]) ON CONFLICT (key) DO NOTHING"
+    "INSERT INTO result_documents (key, body) SELECT * FROM unnest(%b::text[], %b::bytea[]) ON CONFLICT (key) DO NOTHING"
 )
 _SELECT: LiteralString = "SELECT key, body FROM result_documents WHERE key = ANY(%s)"
 
@@ -86,7 +87,7 @@ class PostgresDocuments:
     async def _put_group(self, documents: Sequence[tuple[str, bytes]]) -> Sequence[None]:
         keys, bodies = zip(*documents, strict=True)
         async with self._pool.connection() as conn:
-            await conn.execute(_INSERT, (list(keys), list(bodies)), prepare=True)
+            await conn.execute(_INSERT, (Texts.of(keys), Byteas(bodies)), prepare=True)
         return [None] * len(documents)
 
 

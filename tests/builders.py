@@ -1,7 +1,7 @@
 """Given / when / then: the facts, commands and outcomes of one job, each with everything that a test does not care about."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from uuid import UUID
@@ -34,8 +34,9 @@ from events.facts import (
     TaskSkipped,
     TaskTimedOut,
 )
+from events.log_tail import LogTail
 from events.memory import MemoryStore
-from events.record import SALT_BYTES, Cause
+from events.record import SALT_BYTES, Cause, StoredFact, read
 from events.store import AppendUnit, EventStore, NewFacts, Scribe, StreamHead
 from results.documents import reference_to
 
@@ -295,6 +296,11 @@ async def given(store: EventStore, *facts: JobFact, job_id: UUID = JOB) -> Strea
     """A log that holds these facts of a new job."""
     (head,) = await store.append(AppendUnit([NewFacts(job_id, StreamHead(), facts)], CAUSE))
     return head
+
+
+def remember(tail: LogTail, stored: Sequence[StoredFact]) -> None:
+    """These facts were appended by the tail's own process."""
+    tail.append(stored, [read(one).fact for one in stored])
 
 
 # --- Waiting ----------------------------------------------------------------------------------------------------------

@@ -169,9 +169,12 @@ class Worker:
 
     async def _attempt_all(self, items: Sequence[LookUp], delivery: Delivery) -> None:
         self._unfinished[delivery] = list(items)
-        async with asyncio.TaskGroup() as attempts:
-            for item in items:
-                attempts.create_task(self._attempt(item, delivery))
+        if len(items) == 1:
+            await self._attempt(items[0], delivery)
+        else:
+            async with asyncio.TaskGroup() as attempts:
+                for item in items:
+                    attempts.create_task(self._attempt(item, delivery))
         self._unfinished.pop(delivery, None)
 
     async def _try_alone(self, queue: Queue, item: LookUp, delivery: Delivery) -> None:

@@ -17,6 +17,7 @@ from typing import LiteralString, Protocol
 import psycopg
 from psycopg import AsyncConnection, sql
 
+from events.arrays import Bigints, Byteas, Texts
 from events.batching import Batcher
 from events.connections import BoundedAsyncConnection
 
@@ -43,7 +44,7 @@ SELECT: LiteralString = "SELECT name, position, log_head FROM relay_checkpoints"
 
 MOVE: LiteralString = (
     "UPDATE relay_checkpoints SET position = new.position, log_head = new.log_head"
-    " FROM unnest(%s::text[], %s::bigint[], %s::bytea[]) AS new (name, position, log_head)"
+    " FROM unnest(%b::text[], %b::bigint[], %b::bytea[]) AS new (name, position, log_head)"
     " WHERE relay_checkpoints.name = new.name AND relay_checkpoints.position < new.position"
     " RETURNING relay_checkpoints.name"
 )
@@ -117,14 +118,14 @@ class PostgresLedger:
         await self._moves.add((name, checkpoint))
 
     async def _move_all(self, moves: Sequence[tuple[str, Checkpoint]]) -> Sequence[Exception | None]:
-        names = [name for name, _ in moves]
-        positions = [checkpoint.position for _, checkpoint in moves]
-        log_heads = [checkpoint.log_head for _, checkpoint in moves]
+        names = Texts.of(name for name, _ in moves)
+        positions = Bigints.of(checkpoint.position for _, checkpoint in moves)
+        log_heads = Byteas(checkpoint.log_head for _, checkpoint in moves)
         with _lost_with_the_connection():
             rows = await (await self._conn.execute(MOVE, (names, positions, log_heads))).fetchall()
         moved = {name for (name,) in rows}
         behind = "The checkpoint stands further than ours: somebody else leads."
-        return [None if name in moved else LeadershipLost(behind) for name in names]
+        return [None if name in moved else LeadershipLost(behind) for name, _ in moves]
 
     async def wait_for_more(self, within_s: float = HEARTBEAT_S) -> bool:
         notified = False

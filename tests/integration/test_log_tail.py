@@ -13,19 +13,21 @@ import pytest
 from uuid_utils.compat import uuid7
 
 from events import postgres as module
+from events.chain import GENESIS
 from events.ending import end
-from events.facts import JobFailed, OutcomeCounts
+from events.facts import Fact, JobFailed, OutcomeCounts
 from events.log_tail import TAIL_MAX, LogTail
 from events.memory import MemoryBus
 from events.postgres import APPEND_LOCK, PostgresStore
-from events.record import SALT_BYTES, Cause, StoredFact
+from events.record import SALT_BYTES, Cause, Place, StoredFact, Written, read, write
 from events.store import AppendUnit, NewFacts, Scribe, StreamHead, VersionConflict
-from tests.builders import eventually, memory_store
+from tests.builders import PING, completed, dispatched, eventually, memory_store, remember, submitted
 from write_side import relay as relay_module
 from write_side.memory import MemoryLedgers
 from write_side.relay import Relay
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+CAUSE = Cause(actor="test", correlation_id=UUID(int=2))
 Open = Callable[[], PostgresStore]
 WHO_WAITS = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'advisory' AND datname = current_database()"
 
@@ -45,11 +47,13 @@ async def open_store(migrated_database_url: str) -> AsyncIterator[Open]:
 async def append(store: PostgresStore, stream_id: UUID | None = None) -> int:
     """One fact on a stream of its own; gives its position."""
     job_id = stream_id or uuid7()
-    counts = OutcomeCounts(succeeded=0, failed=1, timed_out=0, skipped=0)
-    fact = JobFailed(job_id=job_id, counts=counts, reason="none", failed_at=NOW)
-    cause = Cause(actor="test", correlation_id=uuid7())
-    (head,) = await store.append(AppendUnit((NewFacts(job_id, StreamHead(), [fact]),), cause))
+    (head,) = await store.append(AppendUnit((NewFacts(job_id, StreamHead(), [failed_job(job_id)]),), CAUSE))
     return head.position
+
+
+def failed_job(job_id: UUID) -> JobFailed:
+    counts = OutcomeCounts(succeeded=0, failed=1, timed_out=0, skipped=0)
+    return JobFailed(job_id=job_id, counts=counts, reason="none", failed_at=NOW)
 
 
 async def test_what_was_just_appended_is_read_without_the_database_and_is_what_the_database_has(
@@ -160,13 +164,49 @@ async def test_an_append_that_takes_long_keeps_no_reader(open_store: Open, migra
 
 
 def facts(*positions: int) -> list[StoredFact]:
-    return [StoredFact(position, uuid7(), 1, "topic", b"state") for position in positions]
+    return [_row_of(failed_job(uuid7())).at(position) for position in positions]
+
+
+def _row_of(fact: Fact) -> Written:
+    place = Place(uuid7(), 1, GENESIS)
+    return write(fact, place, CAUSE, event_id=uuid7(), recorded_at=NOW, salt=partial(os.urandom, SALT_BYTES))
+
+
+def test_what_was_released_is_as_a_reader_of_the_log_has_it() -> None:
+    rows = [_row_of(fact) for fact in (submitted(PING), dispatched(PING), completed(PING), failed_job(uuid7()))]
+    stored = [row.at(position) for position, row in enumerate(rows, start=1)]
+    tail = LogTail()
+    tail.append(stored[:2], [row.fact for row in rows[:2]])
+    tail.append(stored[2:], [row.fact for row in rows[2:]])
+
+    assert tail.released_behind(0, 10) == []
+    tail.release(3)
+
+    assert tail.released_behind(0, 10) == [read(one) for one in stored[:3]]
+    assert tail.released_behind(1, 1) == [read(stored[1])]
+    assert tail.released_behind(3, 10) == tail.released_behind(5, 10) == []
+
+
+def test_of_what_is_remembered_each_fact_is_that_of_its_row() -> None:
+    tail = LogTail()
+    stored = facts(*range(1, TAIL_MAX + 3))
+    remember(tail, stored[:-1])
+    remember(tail, stored[-1:])
+    tail.release(TAIL_MAX + 2)
+
+    assert tail.released_behind(TAIL_MAX, 5) == [read(one) for one in stored[-2:]]
+    assert tail.released_behind(2, 1) == [read(stored[2])]
+
+    later = facts(TAIL_MAX + 9)
+    remember(tail, later)
+    tail.release(TAIL_MAX + 9)
+    assert tail.released_behind(TAIL_MAX + 8, 5) == [read(later[0])]
 
 
 def test_only_the_last_facts_are_remembered() -> None:
     tail = LogTail()
     for position in range(1, 3 * TAIL_MAX):
-        tail.append(facts(position))
+        remember(tail, facts(position))
 
     assert tail.behind(0, 1) == []
     assert len(tail.behind(2 * TAIL_MAX, 5 * TAIL_MAX)) == TAIL_MAX - 1
@@ -174,8 +214,8 @@ def test_only_the_last_facts_are_remembered() -> None:
 
 def test_a_transaction_with_a_hole_is_left_to_the_database() -> None:
     tail = LogTail()
-    tail.append(facts(1, 2))
-    tail.append(facts(3, 5))
+    remember(tail, facts(1, 2))
+    remember(tail, facts(3, 5))
 
     assert tail.behind(2, 10) == []
 
@@ -183,7 +223,7 @@ def test_a_transaction_with_a_hole_is_left_to_the_database() -> None:
 def test_a_stretch_is_held_when_all_of_it_is_remembered() -> None:
     tail = LogTail()
     assert not tail.holds(facts(1))
-    tail.append(facts(3, 4, 5))
+    remember(tail, facts(3, 4, 5))
 
     assert [tail.holds(stretch) for stretch in (facts(3, 4, 5), facts(4), facts(2, 3), facts(5, 6))] == [
         True,
@@ -197,7 +237,7 @@ def test_who_listens_is_woken_by_a_release_and_not_by_one_of_what_was_released_a
     tail, woken = LogTail(), asyncio.Event()
     with tail.waking(woken):
         assert tail.is_heard
-        tail.append(facts(1, 2))
+        remember(tail, facts(1, 2))
         assert not woken.is_set()
         tail.release(2)
         assert woken.is_set()

@@ -10,10 +10,10 @@ from typing import TypeVar, cast
 from uuid import UUID
 
 from events.bus import BusUnavailable, Delivery, Queue
-from events.facts import ResultReference
+from events.facts import Fact, ResultReference
 from events.log_tail import LogTail
 from events.memory import MemoryBus, MemoryInbox, MemoryStore, Message
-from events.record import StoredFact
+from events.record import StoredFact, read, recorded
 from events.store import AppendUnit, OutcomeUnknown, Scribe, StoreUnavailable, StreamHead, VersionConflict
 from projections.memory import MemoryViews
 from projections.view_store import Change, Move, Standing, Verdict
@@ -58,11 +58,15 @@ class WatchedStore(MemoryStore):
 
 
 class CountedTail(LogTail):
-    """Counts how often a neighbour is given facts before the broker has them."""
+    """Counts how often a neighbour is given facts before the broker has them, and holds a writer to what it wrote."""
 
     def __init__(self, counts: Counter[str]) -> None:
         super().__init__()
         self._counts = counts
+
+    def append(self, facts: Sequence[StoredFact], written: Sequence[Fact]) -> None:
+        assert [recorded(*row) for row in zip(facts, written, strict=True)] == [read(stored) for stored in facts]
+        super().append(facts, written)
 
     def release(self, position: int) -> None:
         self._counts["a neighbour had facts first"] += self.is_heard and position > self.released and self.ends_at(position)
@@ -87,8 +91,9 @@ class LinkedStore:
                 heads = await self._link.call(lambda: self._append(unit), StoreUnavailable, in_doubt=OutcomeUnknown)
         except TimeoutError:
             raise OutcomeUnknown from None
+        facts = [fact for new in unit.streams for fact in new.facts]
         last = heads[-1].position
-        self.tail.append(self._store._log[last - sum(len(new.facts) for new in unit.streams) : last])
+        self.tail.append(self._store._log[last - len(facts) : last], facts)
         return heads
 
     def _append(self, unit: AppendUnit) -> Sequence[StreamHead]:

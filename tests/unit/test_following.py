@@ -21,7 +21,7 @@ from projections.projector import Projector
 from projections.table import PROJECTIONS
 from projections.view_store import Move, Verdict
 from results.documents import MemoryDocuments
-from tests.builders import PING, RULES, Clock, dispatched, eventually, given, memory_store, submitted
+from tests.builders import PING, RULES, Clock, dispatched, eventually, given, memory_store, remember, submitted
 
 PATIENCE_S = 10.0
 RETENTION = timedelta(hours=24)
@@ -169,8 +169,8 @@ async def test_what_this_process_appended_is_folded_when_it_is_released(site: Si
     """Without the broker, and before the log is read again."""
     monkeypatch.setattr(module, "TICK_S", 600.0)
     async with site.following():
-        site.tail.append(await site.begin_job())
-        site.tail.append(await site.begin_job())
+        remember(site.tail, await site.begin_job())
+        remember(site.tail, await site.begin_job())
 
         site.tail.release(2)
         await eventually(lambda: site.checkpoint() == 2)

@@ -14,7 +14,20 @@ from events.facts import Priority
 from events.log_tail import LogTail
 from events.memory import MemoryBus
 from events.wire import stretch_of
-from tests.builders import GEOIP, NOW, PING, RDAP, Clock, dispatched, eventually, given, memory_store, skipped, submitted
+from tests.builders import (
+    GEOIP,
+    NOW,
+    PING,
+    RDAP,
+    Clock,
+    dispatched,
+    eventually,
+    given,
+    memory_store,
+    remember,
+    skipped,
+    submitted,
+)
 from write_side import checkpoints
 from write_side import relay as module
 from write_side.checkpoints import Checkpoint
@@ -80,7 +93,7 @@ class Relaying:
 
     async def remember(self) -> None:
         """The whole log was appended by the relay's own process."""
-        self.tail.append(await self.store.read_all(0, 100))
+        remember(self.tail, await self.store.read_all(0, 100))
 
     @asynccontextmanager
     async def beside_a_projector(self) -> AsyncIterator[None]:
@@ -215,7 +228,7 @@ async def test_facts_that_a_neighbour_has_leave_later_and_together(monkeypatch: 
         await eventually(lambda: relaying.stands_at() == 2)
         job_id = uuid7()
         await given(relaying.store, submitted(PING, job_id=job_id), skipped(PING, job_id=job_id), job_id=job_id)
-        relaying.tail.append(await relaying.store.read_all(2, 2))
+        remember(relaying.tail, await relaying.store.read_all(2, 2))
         await eventually(lambda: relaying.stands_at() == 4)
         assert relaying.tail.released == 4
         assert not relaying.bus.waiting(FACTS.name)
