@@ -48,13 +48,13 @@ class Bigints(BinaryArray):
 
 
 class Texts(BinaryArray):
-    """`text[]`, in UTF-8, which every connection of ours speaks."""
+    """`text[]`, of ASCII alone: a database and its connections may have any encoding."""
 
     element = "text"
 
     @classmethod
     def of(cls, values: Iterable[str]) -> "Texts":
-        return cls(value.encode() for value in values)
+        return cls(value.encode("ascii") for value in values)
 
 
 class Byteas(BinaryArray):

@@ -14,7 +14,7 @@ from events.arrays import Bigints, BinaryArray, Byteas, Texts, Uuids
 CASES: list[tuple[str, BinaryArray, Sequence[Any]]] = [
     ("uuid", Uuids.of(ids := [uuid7(), UUID(int=0), UUID(int=2**128 - 1)]), ids),
     ("bigint", Bigints.of(numbers := [0, -1, 2**63 - 1, -(2**63)]), numbers),
-    ("text", Texts.of(texts := ["", "a", 'Bücher, {}"\\ and\nmore', "NULL"]), texts),
+    ("text", Texts.of(texts := ["", "a", 'in braces, {}"\\ and\nmore', "NULL"]), texts),
     ("bytea", Byteas(bodies := [b"", b"\x00\xff", bytes(70_000)]), bodies),
 ]
 
@@ -38,6 +38,11 @@ def test_an_array_is_what_psycopg_makes_of_a_list(kind: str, array: BinaryArray,
 def test_an_array_without_elements_is_empty(postgres: str, kind: type[BinaryArray]) -> None:
     with psycopg.connect(postgres) as conn:
         assert conn.execute("SELECT cardinality(%b)", [kind()]).fetchone() == (0,)
+
+
+def test_a_text_that_another_encoding_would_spell_otherwise_is_refused() -> None:
+    with pytest.raises(UnicodeEncodeError):
+        Texts.of(["Bücher"])
 
 
 def dumped(value: Any) -> tuple[bytes, int]:
