@@ -14,7 +14,6 @@ from psycopg.adapt import Dumper
 from psycopg.pq import Format
 
 _SHAPE = Struct("!iiIii")
-_NO_DIMENSION = Struct("!iiI")
 _SIZE = Struct("!i")
 
 
@@ -71,8 +70,6 @@ def _dumper_of(kind: type[BinaryArray]) -> type[Dumper]:
         oid = info.array_oid
 
         def dump(self, obj: BinaryArray) -> bytes:
-            if not obj:
-                return _NO_DIMENSION.pack(0, 0, info.oid)
             sized = [part for element in obj for part in (_SIZE.pack(len(element)), element)]
             return _SHAPE.pack(1, 0, info.oid, len(obj), 1) + b"".join(sized)
 

@@ -23,8 +23,7 @@ class LogTail:
 
     def __init__(self) -> None:
         self.released = 0
-        self._facts: list[StoredFact] = []
-        self._written: list[Fact] = []
+        self._facts: list[tuple[StoredFact, Fact]] = []
         self._listeners: list[asyncio.Event] = []
 
     @property
@@ -35,43 +34,38 @@ class LogTail:
     def append(self, facts: Sequence[StoredFact], written: Sequence[Fact]) -> None:
         """Remember what one transaction committed, in order, and of what it was made."""
         gapless = facts[-1].position - facts[0].position == len(facts) - 1
-        follows = bool(self._facts) and self._facts[-1].position + 1 == facts[0].position
-        if not follows:
+        if not self.ends_at(facts[0].position - 1):
             self._facts.clear()
-            self._written.clear()
         if gapless:
-            self._facts += facts
-            self._written += written
+            self._facts += zip(facts, written, strict=True)
         del self._facts[:-TAIL_MAX]
-        del self._written[:-TAIL_MAX]
 
     def behind(self, after: int, limit: int) -> list[StoredFact]:
         """The facts right behind a position, at most `limit`; nothing when the database must be asked."""
-        first = self._index_behind(after)
-        return self._facts[first : first + limit] if first is not None else []
+        return [stored for stored, _ in self._behind(after, limit)]
 
     def released_behind(self, after: int, limit: int) -> list[Recorded]:
         """As `behind`, of what was released, and as the log's readers have it."""
-        first = self._index_behind(after)
-        if first is None:
-            return []
-        last = first + min(limit, max(0, self.released - after))
-        return list(map(recorded, self._facts[first:last], self._written[first:last]))
+        return [recorded(stored, fact) for stored, fact in self._behind(after, limit) if stored.position <= self.released]
 
-    def _index_behind(self, after: int) -> int | None:
-        first = after + 1 - self._facts[0].position if self._facts else -1
-        return first if first >= 0 else None
+    def _behind(self, after: int, limit: int) -> list[tuple[StoredFact, Fact]]:
+        first = after + 1 - self._first if self._facts else -1
+        return self._facts[first : first + limit] if first >= 0 else []
 
     def ends_at(self, position: int) -> bool:
-        return bool(self._facts) and self._facts[-1].position == position
+        return bool(self._facts) and self._last == position
 
     def holds(self, facts: Sequence[StoredFact]) -> bool:
         """Whether all of a stretch of the log is remembered here."""
-        return (
-            bool(self._facts)
-            and self._facts[0].position <= facts[0].position
-            and facts[-1].position <= self._facts[-1].position
-        )
+        return bool(self._facts) and self._first <= facts[0].position and facts[-1].position <= self._last
+
+    @property
+    def _first(self) -> int:
+        return self._facts[0][0].position
+
+    @property
+    def _last(self) -> int:
+        return self._facts[-1][0].position
 
     def release(self, position: int) -> None:
         """Who waits for what was appended may have it, up to here."""

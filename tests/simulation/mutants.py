@@ -1,4 +1,4 @@
-"""Ten deliberate bugs, each of which the simulation has to catch: the mistakes that systems like this one are known to make."""
+"""Deliberate bugs, each of which the simulation has to catch: the mistakes that systems like this one are known to make."""
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,7 +10,7 @@ from uuid import UUID
 from domain.commands import Succeeded, TaskOutcome, lines_of
 from domain.saga import LookupSaga, OpenTask, evolve
 from events.bus import COMMANDS, FACTS, Delivery, Inbox
-from events.facts import Erased, JobFact, TasksDispatched
+from events.facts import Erased, Fact, JobFact, TasksDispatched
 from events.log_tail import LogTail
 from events.record import Cause, StoredFact
 from events.store import AppendUnit, NewFacts, StreamHead, VersionConflict
@@ -180,9 +180,9 @@ async def _checkpoint_then_views(projector: Projector, folded: Folded, position:
 _commit_views = Projector._commit_views
 
 
-def _remember_without_looking(tail: LogTail, facts: Sequence[StoredFact]) -> None:
+def _remember_without_looking(tail: LogTail, facts: Sequence[StoredFact], written: Sequence[Fact]) -> None:
     """What others append in between will come some other way."""
-    tail._facts += facts
+    tail._facts += zip(facts, written, strict=True)
 
 
 MUTANTS = (

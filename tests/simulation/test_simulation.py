@@ -4,8 +4,10 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
+from inspect import signature
+from typing import Any
 
 import pytest
 
@@ -105,6 +107,18 @@ def test_everything_that_can_go_wrong_did() -> None:
 def test_what_was_found_once_stays_found(seed: int) -> None:
     report = simulate(seed)
     assert report.broken is None, str(report)
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_a_deliberate_bug_is_called_like_what_it_replaces(mutant: Mutant) -> None:
+    """Else it is caught for that, and nobody knows whether it would be for what it does."""
+    for owner, name, wrong in mutant.patches:
+        assert parameters_of(wrong) == parameters_of(getattr(owner, name))
+
+
+def parameters_of(method: Callable[..., Any]) -> list[tuple[str, Any]]:
+    """Names and kinds, without the object's own."""
+    return [(parameter.name, parameter.kind) for parameter in signature(method).parameters.values()][1:]
 
 
 @pytest.mark.timeout(300)
