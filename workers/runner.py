@@ -169,7 +169,7 @@ class Worker:
 
     async def _attempt_all(self, items: Sequence[LookUp], delivery: Delivery) -> None:
         self._unfinished[delivery] = list(items)
-        if len(items) == 1:  # Mostly so: a task of its own would cost as much as what the runner does in it.
+        if len(items) == 1:  # Mostly so, and it needs no task of its own.
             await self._attempt(items[0], delivery)
         else:
             async with asyncio.TaskGroup() as attempts:
