@@ -68,6 +68,7 @@ from tests.builders import (
     timed_out,
 )
 from tests.servers.postgres import fresh_database
+from tests.source import parsed
 from workers.standing import LogStanding
 from write_side import corrections, erasure, redelivery, relay, retention
 from write_side.deadlines import Deadlines
@@ -350,6 +351,6 @@ def test_whoever_reads_facts_is_in_the_table() -> None:
 
 
 def reads(path: Path) -> bool:
-    imports = [node for node in ast.walk(ast.parse(path.read_bytes())) if isinstance(node, ast.ImportFrom)]
+    imports = [node for node in ast.walk(parsed(path)) if isinstance(node, ast.ImportFrom)]
     ours = [node for node in imports if node.module in {"events.record", "events.wire", "events.catalog"}]
     return any(alias.name in READING for node in ours for alias in node.names)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from domain.errors import ErrorCode
+from tests.source import parsed
 
 REPOSITORY = Path(__file__).parents[2]
 PACKAGES = ("app", "domain", "events", "projections", "read_side", "results", "workers", "write_side")
@@ -17,7 +18,7 @@ ROW = re.compile(r"^\| `([a-z_]+)` \|", re.MULTILINE)
 def sources() -> Iterator[tuple[Path, ast.Module]]:
     for package in PACKAGES:
         for path in sorted((REPOSITORY / package).rglob("*.py")):
-            yield path.relative_to(REPOSITORY), ast.parse(path.read_text(encoding="utf-8"))
+            yield path.relative_to(REPOSITORY), parsed(path)
 
 
 def codes_said_as_text() -> list[str]:
